@@ -1,0 +1,129 @@
+//! `Inbound`: an immutable, redacted snapshot of what the caller sent, and where to answer.
+//!
+//! It holds values only under names that a capture layer was told to read. It may not know the
+//! rules, nor how it is carried (`mod.rs`).
+
+use std::{fmt, sync::Arc};
+
+use http::{Extensions, HeaderName, HeaderValue};
+
+use super::refusal::Slot;
+
+/// What one caller sent, of what the rules read: a cheap handle to an immutable snapshot.
+///
+/// Made by [`CaptureLayer`](crate::CaptureLayer). Every value in it is
+/// [sensitive](HeaderValue::set_sensitive), and `Debug` prints names only.
+///
+/// *Empty* and *absent* differ: [`Inbound::empty`] acts for a caller who sent nothing, or on
+/// behalf of nobody; outside every scope there is no inbound at all, and an upstream whose rules
+/// read the caller is then not called.
+#[derive(Clone, Default)]
+pub struct Inbound {
+    snapshot: Option<Arc<[Entry]>>,
+    slot: Option<Slot>,
+    session: Option<SessionKey>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) name: HeaderName,
+    pub(crate) value: HeaderValue,
+}
+
+/// Which front session a request belongs to: opaque, never a header, never printed.
+///
+/// Uninhabited until something here knows sessions.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) enum SessionKey {}
+
+/// What the extensions hold. Private, so that reading them is only possible by [`Inbound::of`].
+#[derive(Clone)]
+struct Attached(Inbound);
+
+impl Inbound {
+    /// An inbound that holds nothing: "on behalf of nobody".
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self {
+            snapshot: None,
+            slot: None,
+            session: None,
+        }
+    }
+
+    pub(crate) fn new(snapshot: Arc<[Entry]>) -> Self {
+        Self {
+            snapshot: Some(snapshot),
+            ..Self::empty()
+        }
+    }
+
+    /// The inbound that was attached to a request's extensions; *empty* where there is none.
+    ///
+    /// It never asks the running task: an actor that serves messages of many callers gets the
+    /// one of the message, and a caller who sent nothing is nobody, not whoever started the actor.
+    #[must_use]
+    pub fn of(extensions: &Extensions) -> Self {
+        Self::attached(extensions).unwrap_or_default()
+    }
+
+    pub(crate) fn attached(extensions: &Extensions) -> Option<Self> {
+        extensions.get::<Attached>().map(|found| found.0.clone())
+    }
+
+    /// Puts this inbound, even an empty one, into a request's extensions, in place of another.
+    pub fn attach(self, extensions: &mut Extensions) {
+        extensions.insert(Attached(self));
+    }
+
+    pub(crate) fn detach(extensions: &mut Extensions) {
+        extensions.remove::<Attached>();
+    }
+
+    /// The value captured under `name`.
+    #[must_use]
+    pub fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
+        self.iter()
+            .find_map(|(found, value)| (found == name).then_some(value))
+    }
+
+    /// What was captured.
+    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.entries()
+            .iter()
+            .map(|entry| (&entry.name, &entry.value))
+    }
+
+    /// Whether nothing was captured.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries().is_empty()
+    }
+
+    /// Whether it is no more than [`Inbound::empty`]: not worth a place in the extensions.
+    pub(crate) fn is_trivial(&self) -> bool {
+        self.is_empty() && self.slot.is_none() && self.session.is_none()
+    }
+
+    pub(crate) fn session(&self) -> Option<&SessionKey> {
+        self.session.as_ref()
+    }
+
+    fn entries(&self) -> &[Entry] {
+        self.snapshot.as_deref().unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Inbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            snapshot: _,
+            slot: _,
+            session: _,
+        } = self;
+        f.write_str("Inbound ")?;
+        f.debug_list()
+            .entries(self.iter().map(|(name, _)| name))
+            .finish()
+    }
+}

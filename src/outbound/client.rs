@@ -1,0 +1,165 @@
+//! `ClientFactory`: makes any MCP client, for one upstream, as one caller.
+//!
+//! It may not know which client that is, nor keep one.
+
+use std::{fmt, pin::Pin, sync::Arc};
+
+use tower::BoxError;
+
+use super::Outbound;
+use crate::{carry::Inbound, error::ConnectError, rules::Upstream};
+
+/// Makes clients that act as the caller; a closure is one.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use mcp_forward::{ClientFactory, Inbound, Outbound, Upstream};
+///
+/// let factory = |outbound: Outbound| async move {
+///     // Here a real factory builds a client for `outbound.upstream().url()`.
+///     Ok::<_, std::io::Error>(outbound.to_header_map())
+/// };
+/// let search = Upstream::builder("search", "https://search.example/mcp")
+///     .set("x-proxy", "edge-1")
+///     .build()?;
+/// let client = factory.connect_for(&search, &Inbound::empty()).await?;
+/// assert_eq!(client["x-proxy"], "edge-1");
+/// # Ok(())
+/// # }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a `ClientFactory`",
+    note = "a closure is one: `|outbound: Outbound| async move {{ Ok::<_, MyError>(client) }}`"
+)]
+pub trait ClientFactory: Send + Sync {
+    /// The client.
+    type Client: Send;
+    /// Why there is none.
+    type Error: Into<BoxError>;
+
+    /// Makes a client that sends `outbound`'s headers, and only to `outbound`'s upstream.
+    ///
+    /// A client that is kept belongs to this exact `Outbound`, which can be its key.
+    fn create(
+        &self,
+        outbound: Outbound,
+    ) -> impl Future<Output = Result<Self::Client, Self::Error>> + Send;
+
+    /// Makes a client for `upstream` as the [current](Inbound::current) inbound: the one of the
+    /// task that calls this function, wherever the future is awaited.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`] where there is no inbound, where the headers cannot be merged, or where
+    /// [`create`](Self::create) fails.
+    fn connect(
+        &self,
+        upstream: &Upstream,
+    ) -> impl Future<Output = Result<Self::Client, ConnectError>> + Send + use<'_, Self> {
+        create(self, Outbound::merge(upstream, Inbound::current().as_ref()))
+    }
+
+    /// Makes a client for `upstream` as `inbound`.
+    ///
+    /// # Errors
+    ///
+    /// As [`connect`](Self::connect), except that there is an inbound.
+    fn connect_for(
+        &self,
+        upstream: &Upstream,
+        inbound: &Inbound,
+    ) -> impl Future<Output = Result<Self::Client, ConnectError>> + Send + use<'_, Self> {
+        create(self, Outbound::merge(upstream, Some(inbound)))
+    }
+}
+
+async fn create<F: ClientFactory + ?Sized>(
+    factory: &F,
+    outbound: Result<Outbound, crate::error::OutboundError>,
+) -> Result<F::Client, ConnectError> {
+    let outbound = outbound.map_err(ConnectError::outbound)?;
+    let upstream = outbound.upstream().clone();
+    let client = factory.create(outbound).await;
+    client.map_err(|error| ConnectError::create(upstream.name(), error.into()))
+}
+
+impl<F, Fut, C, E> ClientFactory for F
+where
+    F: Fn(Outbound) -> Fut + Send + Sync,
+    Fut: Future<Output = Result<C, E>> + Send,
+    C: Send,
+    E: Into<BoxError>,
+{
+    type Client = C;
+    type Error = E;
+
+    fn create(&self, outbound: Outbound) -> impl Future<Output = Result<C, E>> + Send {
+        self(outbound)
+    }
+}
+
+impl<T: ClientFactory + ?Sized> ClientFactory for Arc<T> {
+    type Client = T::Client;
+    type Error = T::Error;
+
+    fn create(
+        &self,
+        outbound: Outbound,
+    ) -> impl Future<Output = Result<Self::Client, Self::Error>> + Send {
+        T::create(self, outbound)
+    }
+}
+
+/// Any factory of clients of type `C`, for a struct that does not want to be generic.
+pub struct BoxClientFactory<C> {
+    inner: Arc<dyn Erased<C>>,
+}
+
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+trait Erased<C>: Send + Sync {
+    fn create(&self, outbound: Outbound) -> BoxFuture<'_, Result<C, BoxError>>;
+}
+
+impl<T: ClientFactory> Erased<T::Client> for T {
+    fn create(&self, outbound: Outbound) -> BoxFuture<'_, Result<T::Client, BoxError>> {
+        Box::pin(async move {
+            ClientFactory::create(self, outbound)
+                .await
+                .map_err(Into::into)
+        })
+    }
+}
+
+impl<C: Send> BoxClientFactory<C> {
+    /// Erases the type of `factory`.
+    pub fn new(factory: impl ClientFactory<Client = C> + 'static) -> Self {
+        Self {
+            inner: Arc::new(factory),
+        }
+    }
+}
+
+impl<C: Send> ClientFactory for BoxClientFactory<C> {
+    type Client = C;
+    type Error = BoxError;
+
+    fn create(&self, outbound: Outbound) -> impl Future<Output = Result<C, BoxError>> + Send {
+        self.inner.create(outbound)
+    }
+}
+
+impl<C> Clone for BoxClientFactory<C> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+impl<C> fmt::Debug for BoxClientFactory<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoxClientFactory").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,241 @@
+//! `ForwardLayer`: injects the merged headers into any tower HTTP client.
+//!
+//! It may not know what captured them. Whatever may lie outside the upstream gets nothing.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use http::{HeaderValue, Request, Response, Uri, header::LOCATION};
+use pin_project_lite::pin_project;
+use tower::{BoxError, Layer, Service};
+
+use super::merge_into;
+use crate::{
+    carry::Inbound,
+    error::{OutboundError, OutboundErrorKind},
+    rules::{Upstream, place},
+};
+
+/// Injects the caller's and the static headers of one upstream into requests to that upstream.
+///
+/// A request is for the upstream where scheme, host and port are its own, and the path is its path
+/// or lies below it; others pass untouched. Upstreams of one client should not lie below each
+/// other. Every header that the upstream's configuration writes then has the merged value, or is
+/// removed. The caller is the inbound [attached](Inbound::attach) to the request, else the
+/// [current](Inbound::current) one.
+///
+/// # Redirects
+///
+/// Put it **below** any redirect or retry layer, nearest to the wire. It takes `location` out of a
+/// 3xx that leaves the upstream (a [`RemovedLocation`](crate::outbound::RemovedLocation) in the
+/// response's extensions has it), so that no follower above carries headers or the body away. Put
+/// *over* a follower, or over a client that follows by itself, as reqwest's does by default, custom
+/// headers leak to wherever the upstream redirects, and nothing on this side can stop it.
+///
+/// # Errors
+///
+/// The service fails with [`OutboundError`], boxed, and sends nothing: where the URI has no scheme
+/// or host, where no inbound is known and the upstream's rules read the caller, where a required
+/// header is missing, and where a value must not be sent on. All other errors are the inner
+/// service's.
+#[derive(Clone, Debug)]
+#[must_use = "a layer works once it is put around a service"]
+pub struct ForwardLayer {
+    scope: Scope,
+}
+
+/// Which requests are for the upstream.
+#[derive(Clone, Debug)]
+struct Scope {
+    upstream: Upstream,
+    whole_origin: bool,
+}
+
+impl ForwardLayer {
+    /// Injects into requests to `upstream`.
+    pub fn new(upstream: &Upstream) -> Self {
+        Self {
+            scope: Scope {
+                upstream: upstream.clone(),
+                whole_origin: false,
+            },
+        }
+    }
+
+    /// Injects into requests to any path of the upstream's origin.
+    ///
+    /// For the transport of MCP 2024-11-05, whose second endpoint can have any path.
+    pub fn whole_origin(mut self) -> Self {
+        self.scope.whole_origin = true;
+        self
+    }
+}
+
+impl<S> Layer<S> for ForwardLayer {
+    type Service = Forward<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Forward {
+            inner,
+            scope: self.scope.clone(),
+        }
+    }
+}
+
+/// The service of a [`ForwardLayer`](crate::ForwardLayer).
+#[derive(Clone, Debug)]
+pub struct Forward<S> {
+    inner: S,
+    scope: Scope,
+}
+
+impl<S, B, R> Service<Request<B>> for Forward<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Error: Into<BoxError>,
+{
+    type Response = Response<R>;
+    type Error = BoxError;
+    type Future = ForwardFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let uri = request.uri().clone();
+        let state = match self.scope.inject(&mut request) {
+            Err(error) => State::Refused { error: Some(error) },
+            Ok(injected) => State::Inner {
+                future: self.inner.call(request),
+                from: injected.then(|| (self.scope.clone(), uri)),
+            },
+        };
+        ForwardFuture { state }
+    }
+}
+
+impl Scope {
+    /// Whether the request was one for the upstream, and so has the merged headers now.
+    fn inject<B>(&self, request: &mut Request<B>) -> Result<bool, OutboundError> {
+        if request.uri().scheme().is_none() || request.uri().authority().is_none() {
+            let kind = OutboundErrorKind::NotAbsolute;
+            return Err(OutboundError::new(kind, self.upstream.name(), None));
+        }
+        if !self.holds(request.uri()) {
+            return Ok(false);
+        }
+        let inbound = Inbound::attached(request.extensions()).or_else(Inbound::current);
+        merge_into(&self.upstream, inbound.as_ref(), request.headers_mut())?;
+        Ok(true)
+    }
+
+    fn holds(&self, uri: &Uri) -> bool {
+        self.upstream.origin().holds(uri) && self.holds_path(uri.path())
+    }
+
+    fn holds_path(&self, path: &str) -> bool {
+        self.whole_origin || place::is_below(self.upstream.url().path(), path)
+    }
+
+    /// Whether a follower of `location`, however it reads it, would stay at the upstream.
+    fn keeps(&self, location: &HeaderValue, from: &Uri) -> bool {
+        let Ok(location) = location.to_str() else {
+            return false;
+        };
+        // Readers differ on these: white space is dropped, a backslash is a slash.
+        if location.contains([' ', '\t', '\\']) {
+            return false;
+        }
+        let end = location.find(['?', '#']).unwrap_or(location.len());
+        let path = &location[..end];
+        if path.is_empty() {
+            return true;
+        }
+        let first = path.split('/').next().unwrap_or_default();
+        if first.contains(':') || path.starts_with("//") {
+            return location.parse().is_ok_and(|uri| self.holds(&uri));
+        }
+        if path.starts_with('/') {
+            return self.holds_path(path);
+        }
+        let base = from.path();
+        let folder = &base[..base.rfind('/').map_or(0, |slash| slash + 1)];
+        place::is_plain(path) && self.holds_path(&format!("{folder}{path}"))
+    }
+
+    fn remove_location<R>(&self, response: &mut Response<R>, from: &Uri) {
+        if !response.status().is_redirection() {
+            return;
+        }
+        let mut locations = response.headers().get_all(LOCATION).iter();
+        if locations.any(|location| !self.keeps(location, from))
+            && let Some(mut location) = response.headers_mut().remove(LOCATION)
+        {
+            location.set_sensitive(true);
+            response.extensions_mut().insert(RemovedLocation(location));
+        }
+    }
+}
+
+/// Where a redirect out of the upstream would have led: in the extensions of a response whose
+/// `location` [`ForwardLayer`](crate::ForwardLayer) took out.
+#[derive(Clone, Debug)]
+pub struct RemovedLocation(HeaderValue);
+
+impl RemovedLocation {
+    /// The value of the header, sensitive: its query may hold a secret.
+    #[must_use]
+    pub fn value(&self) -> &HeaderValue {
+        &self.0
+    }
+}
+
+pin_project! {
+    /// The future of [`Forward`].
+    pub struct ForwardFuture<F> {
+        #[pin]
+        state: State<F>,
+    }
+}
+
+impl<F> fmt::Debug for ForwardFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForwardFuture").finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<F> {
+        Inner { #[pin] future: F, from: Option<(Scope, Uri)> },
+        Refused { error: Option<OutboundError> },
+    }
+}
+
+impl<F, R, E> Future for ForwardFuture<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<Response<R>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Inner { future, from } => {
+                let mut response = ready!(future.poll(cx)).map_err(Into::into)?;
+                if let Some((scope, uri)) = from {
+                    scope.remove_location(&mut response, uri);
+                }
+                Poll::Ready(Ok(response))
+            }
+            StateProj::Refused { error } => match error.take() {
+                Some(error) => Poll::Ready(Err(error.into())),
+                None => Poll::Pending,
+            },
+        }
+    }
+}

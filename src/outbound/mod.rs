@@ -1,0 +1,310 @@
+//! The upstream's side: `Outbound`, the merge of one inbound with one upstream's rules.
+//!
+//! Every way out goes through the one `resolve` here. It may not know how a request travels.
+
+pub(crate) mod client;
+pub(crate) mod forward;
+pub(crate) mod relay;
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+pub use forward::{Forward, ForwardFuture, RemovedLocation};
+pub use relay::RelayFuture;
+
+use crate::{
+    carry::{Inbound, SessionKey},
+    error::{OutboundError, OutboundErrorKind as Kind},
+    rules::{CompiledRule, Line, OnConflict, Provenance, Upstream},
+};
+
+/// Schemes bound to a connection, or to method and URL: on another hop they mean nothing, or they
+/// make a pooled connection somebody's.
+static BOUND_SCHEMES: &[&str] = &[
+    "negotiate",
+    "ntlm",
+    "kerberos",
+    "digest",
+    "dpop",
+    "oauth",
+    "signature",
+];
+
+/// How other such schemes begin.
+static BOUND_SCHEME_PREFIXES: &[&str] = &["aws4-", "sharedkey"];
+
+/// The headers that one upstream receives for one inbound.
+///
+/// Equality and hash are exact, over the whole upstream, the session, and every line with its value
+/// and its provenance: it can key a pool of clients without ever mixing two callers. The values are
+/// copies, so that keeping one keeps nothing else of the request; `Debug` prints names only.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Outbound {
+    upstream: Upstream,
+    session: Option<SessionKey>,
+    lines: Arc<[Line]>,
+}
+
+impl Outbound {
+    /// `inbound` is `None` where no caller is known.
+    pub(crate) fn merge(
+        upstream: &Upstream,
+        inbound: Option<&Inbound>,
+    ) -> Result<Self, OutboundError> {
+        let inbound = known(upstream, inbound)?;
+        let mut lines = Vec::new();
+        for rule in upstream.rules() {
+            let Some(value) = resolve(upstream, rule, inbound)? else {
+                continue;
+            };
+            lines.push(Line {
+                name: rule.target.clone(),
+                value: compact(&value),
+                provenance: Provenance::Caller,
+            });
+        }
+        let lines = if lines.is_empty() {
+            Arc::clone(upstream.lines())
+        } else {
+            let statics = upstream.lines().iter();
+            let kept = statics.filter(|line| lines.iter().all(|caller| caller.name != line.name));
+            let kept: Vec<_> = kept.cloned().collect();
+            lines.into_iter().chain(kept).collect()
+        };
+        Ok(Self {
+            upstream: upstream.clone(),
+            session: inbound.session().cloned(),
+            lines,
+        })
+    }
+
+    /// The upstream that they are for.
+    #[must_use]
+    pub fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    /// The headers, each name once. The values are [sensitive](HeaderValue::set_sensitive).
+    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.lines.iter().map(|line| (&line.name, &line.value))
+    }
+
+    /// Writes the headers into those of a request, in place of lines that it has of their names.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyHeaders`](Kind::TooManyHeaders), and nothing is written, where the map cannot hold
+    /// them (`http` allows 32,768 entries).
+    pub fn apply(&self, headers: &mut HeaderMap) -> Result<(), OutboundError> {
+        reserve(&self.upstream, self.lines.len(), headers)?;
+        for (name, value) in self.iter() {
+            headers.insert(name.clone(), value.clone());
+        }
+        Ok(())
+    }
+
+    /// The headers as a map.
+    #[must_use]
+    pub fn to_header_map(&self) -> HeaderMap {
+        self.iter()
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
+    }
+}
+
+impl fmt::Debug for Outbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            upstream,
+            session: _,
+            lines: _,
+        } = self;
+        let names: Vec<_> = self.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Outbound")
+            .field("upstream", &upstream.name())
+            .field("headers", &names)
+            .finish()
+    }
+}
+
+/// Merges straight into the headers of a request that is on its way, without a copy of a value.
+///
+/// Afterwards each name that the upstream's configuration writes has exactly the merged value, or
+/// none: whatever stood there before is gone. On an error the request must not be sent.
+fn merge_into(
+    upstream: &Upstream,
+    inbound: Option<&Inbound>,
+    headers: &mut HeaderMap,
+) -> Result<(), OutboundError> {
+    let inbound = known(upstream, inbound)?;
+    reserve(
+        upstream,
+        upstream.rules().len() + upstream.lines().len(),
+        headers,
+    )?;
+    for rule in upstream.rules() {
+        headers.remove(&rule.target);
+    }
+    for line in upstream.lines().iter() {
+        headers.insert(line.name.clone(), line.value.clone());
+    }
+    for rule in upstream.rules() {
+        if let Some(value) = resolve(upstream, rule, inbound)? {
+            headers.insert(rule.target.clone(), value);
+        }
+    }
+    Ok(())
+}
+
+/// A forgotten carry must never turn into the service's own identity.
+fn known<'a>(
+    upstream: &Upstream,
+    inbound: Option<&'a Inbound>,
+) -> Result<&'a Inbound, OutboundError> {
+    static NOBODY: Inbound = Inbound::empty();
+    match inbound {
+        Some(inbound) => Ok(inbound),
+        None if upstream.rules().is_empty() => Ok(&NOBODY),
+        None => Err(OutboundError::new(Kind::NoInbound, upstream.name(), None)),
+    }
+}
+
+fn reserve(
+    upstream: &Upstream,
+    additional: usize,
+    headers: &mut HeaderMap,
+) -> Result<(), OutboundError> {
+    headers
+        .try_reserve(additional)
+        .map_err(|_| OutboundError::new(Kind::TooManyHeaders, upstream.name(), None))
+}
+
+/// What `rule` makes of the caller's headers; `None` where the caller's value is absent or loses.
+fn resolve(
+    upstream: &Upstream,
+    rule: &CompiledRule,
+    inbound: &Inbound,
+) -> Result<Option<HeaderValue>, OutboundError> {
+    let error = |kind| OutboundError::new(kind, upstream.name(), Some(&rule.source));
+    let admitted = rule
+        .only_with
+        .as_ref()
+        .is_none_or(|name| inbound.get(name).is_some());
+    let Some(value) = inbound.get(&rule.source).filter(|_| admitted) else {
+        return if rule.required {
+            Err(error(Kind::Missing))
+        } else {
+            Ok(None)
+        };
+    };
+    let loses = || upstream.lines().iter().any(|line| line.name == rule.target);
+    if rule.on_conflict == Some(OnConflict::Static) && loses() {
+        return Ok(None);
+    }
+    if rule.has_scheme && is_bound(value.as_bytes()) {
+        return Err(error(Kind::Invalid));
+    }
+    if rule.bearer {
+        bearer(value).map(Some).ok_or_else(|| error(Kind::Invalid))
+    } else {
+        Ok(Some(value.clone()))
+    }
+}
+
+/// Whether the value is of a scheme that only works on the hop that it was made for.
+fn is_bound(value: &[u8]) -> bool {
+    let value = value.trim_ascii_start();
+    let end = value
+        .iter()
+        .position(|byte| matches!(byte, b' ' | b'\t' | b','));
+    let scheme = &value[..end.unwrap_or(value.len())];
+    let begins = |prefix: &str| {
+        let start = scheme.get(..prefix.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+    };
+    BOUND_SCHEMES
+        .iter()
+        .any(|bound| scheme.eq_ignore_ascii_case(bound.as_bytes()))
+        || BOUND_SCHEME_PREFIXES.iter().any(|prefix| begins(prefix))
+}
+
+/// `value` with `Bearer ` in front, unless it has that already; `None` if it is no token.
+fn bearer(value: &HeaderValue) -> Option<HeaderValue> {
+    const PREFIX: &[u8] = b"Bearer ";
+    let bytes = value.as_bytes();
+    let start = bytes.get(..PREFIX.len());
+    if start.is_some_and(|start| start.eq_ignore_ascii_case(PREFIX)) {
+        return Some(value.clone());
+    }
+    // A scheme without its token.
+    if !is_token68(bytes) || bytes.eq_ignore_ascii_case(b"bearer") {
+        return None;
+    }
+    let mut value = HeaderValue::from_bytes(&[PREFIX, bytes].concat()).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// RFC 9110 section 11.2.
+fn is_token68(bytes: &[u8]) -> bool {
+    let padding = bytes.iter().rev().take_while(|byte| **byte == b'=').count();
+    let token = &bytes[..bytes.len() - padding];
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
+    !token.is_empty() && token.iter().all(allowed)
+}
+
+/// A copy in memory of its own: a clone would keep the connection's whole read buffer.
+fn compact(value: &HeaderValue) -> HeaderValue {
+    let mut copy = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
+    copy.set_sensitive(true);
+    copy
+}
+
+pin_project! {
+    /// A body without its trailers, which belong to one hop: RFC 9110 section 6.5.1.
+    #[derive(Debug, Default)]
+    pub struct Body<B> {
+        #[pin]
+        inner: B,
+    }
+}
+
+impl<B> Body<B> {
+    fn new(inner: B) -> Self {
+        Self { inner }
+    }
+}
+
+impl<B: HttpBody> HttpBody for Body<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let mut inner = self.project().inner;
+        loop {
+            match ready!(inner.as_mut().poll_frame(cx)) {
+                Some(Ok(frame)) if !frame.is_data() => {}
+                other => return Poll::Ready(other),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,384 @@
+//! `Relay`: a streaming MCP reverse proxy for one upstream, as one tower service.
+//!
+//! It builds a new exchange on each side and copies into it what is named here. It may not read a
+//! body, nor know who the caller is.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
+    header::{self, ALLOW, AUTHORIZATION, CONNECTION, LOCATION, WWW_AUTHENTICATE},
+};
+use pin_project_lite::pin_project;
+use tokio::time::Timeout;
+use tower::{BoxError, Service, util::Oneshot};
+
+use super::{Body, merge_into};
+use crate::{
+    carry::Inbound,
+    error::{OutboundError, OutboundErrorKind},
+    inbound::origin::OriginGuardLayer,
+    reply::{self, Rejection},
+    rules::Upstream,
+};
+
+/// How long the upstream may take until the head of its answer, unless set otherwise.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What the MCP transport sends and the relay copies; a list may have several lines.
+static TRANSPORT_LISTS: [HeaderName; 2] = [header::ACCEPT, header::CONTENT_ENCODING];
+static TRANSPORT: [HeaderName; 6] = [
+    header::CONTENT_TYPE,
+    header::USER_AGENT,
+    HeaderName::from_static("mcp-session-id"),
+    HeaderName::from_static("mcp-protocol-version"),
+    HeaderName::from_static("mcp-method"),
+    HeaderName::from_static("mcp-name"),
+];
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const MCP_PARAM: &str = "mcp-param-";
+
+/// What the caller never sees of the upstream's answer: what is about the upstream's connection,
+/// and what would act on the proxy's own origin in a browser.
+static RESPONSE_ONLY_UPSTREAM: [HeaderName; 14] = [
+    header::CONNECTION,
+    HeaderName::from_static("close"),
+    HeaderName::from_static("keep-alive"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
+    header::SET_COOKIE,
+    HeaderName::from_static("set-cookie2"),
+    header::ALT_SVC,
+    HeaderName::from_static("clear-site-data"),
+    header::STRICT_TRANSPORT_SECURITY,
+    header::REFRESH,
+];
+static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-"];
+
+/// A streaming reverse proxy for one upstream, over any tower HTTP client.
+///
+/// It sends the upstream's URL, the headers of the MCP transport, and the merged ones; nothing
+/// else of the request. Bodies stream both ways, nothing is buffered, trailers are dropped, and
+/// nothing is ever repeated. Put [`CaptureLayer`](crate::CaptureLayer) around it. It needs a tokio
+/// runtime with its timer enabled.
+///
+/// ```no_run
+/// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+/// use mcp_forward::{CaptureLayer, Relay, Upstream};
+/// use tower::ServiceBuilder;
+///
+/// let search = Upstream::builder("search", "https://search.example/mcp")
+///     .allow("x-user-id")
+///     .build()?;
+/// let client = Client::builder(TokioExecutor::new()).build_http();
+/// let service = ServiceBuilder::new()
+///     .layer(CaptureLayer::for_upstreams([&search]).build()?)
+///     .service(Relay::new(&search, client));
+/// # let _: &dyn Fn() -> Box<dyn tower::Service<
+/// #     http::Request<http_body_util::Full<bytes::Bytes>>,
+/// #     Response = _, Error = _, Future = _>> = &|| Box::new(service.clone());
+/// # Ok::<_, mcp_forward::BuildError>(())
+/// ```
+///
+/// # Answers of its own
+///
+/// Each with a JSON-RPC error body:
+///
+/// | status | when |
+/// |---|---|
+/// | 400 | a header that has one value came on two lines; a forwarded value cannot be used |
+/// | 400, 401 | a required header is missing; 401 with a challenge where it is `authorization` |
+/// | 400, 403 | the guard refused: [`OriginGuardLayer`] |
+/// | 405 | the method is none of POST, GET and DELETE |
+/// | 500 | no inbound is known: no `CaptureLayer` stands outside |
+/// | 502 | the upstream cannot be reached, or answered 1xx, 3xx or 407 |
+/// | 504 | no head of an answer came in time |
+///
+/// An upstream's 401 and 403 pass as they are, with the upstream's challenge: its
+/// `resource_metadata` names the upstream, and a client that follows it asks for a token for the
+/// upstream, not for this proxy.
+#[derive(Clone)]
+pub struct Relay<C> {
+    upstream: Upstream,
+    client: C,
+    guard: OriginGuardLayer,
+    head_timeout: Duration,
+}
+
+impl<C> Relay<C> {
+    /// Relays to `upstream` through `client`, which must not follow redirects.
+    #[must_use]
+    pub fn new(upstream: &Upstream, client: C) -> Self {
+        Self {
+            upstream: upstream.clone(),
+            client,
+            guard: OriginGuardLayer::loopback(),
+            head_timeout: HEAD_TIMEOUT,
+        }
+    }
+
+    /// Serves other hosts and pages than those of loopback.
+    #[must_use]
+    pub fn origin_guard(self, guard: OriginGuardLayer) -> Self {
+        Self { guard, ..self }
+    }
+
+    /// How long the upstream may take until the head of its answer; 300 s by default. A body may
+    /// take as long as it likes.
+    #[must_use]
+    pub fn head_timeout(self, head_timeout: Duration) -> Self {
+        Self {
+            head_timeout,
+            ..self
+        }
+    }
+
+    /// The request to the upstream; or why there is none.
+    fn outbound<B>(&self, request: Request<B>) -> Result<Request<Body<B>>, Rejection> {
+        self.guard.check(&request)?;
+        let (inbound, body) = request.into_parts();
+        if ![Method::POST, Method::GET, Method::DELETE].contains(&inbound.method) {
+            let status = StatusCode::METHOD_NOT_ALLOWED;
+            let rejection = Rejection::fixed(status, "use POST, GET or DELETE");
+            return Err(rejection.with(ALLOW, "POST, GET, DELETE"));
+        }
+        let mut headers = transport(&inbound.method, &inbound.headers)?;
+        let caller = Inbound::attached(&inbound.extensions).or_else(Inbound::current);
+        merge_into(&self.upstream, caller.as_ref(), &mut headers)
+            .map_err(|error| reject(&error))?;
+
+        let mut outbound = Request::new(Body::new(body));
+        *outbound.method_mut() = inbound.method;
+        *outbound.uri_mut() = self.upstream.url().clone();
+        *outbound.headers_mut() = headers;
+        Ok(outbound)
+    }
+}
+
+impl<C> fmt::Debug for Relay<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay")
+            .field("upstream", &self.upstream)
+            .field("guard", &self.guard)
+            .field("head_timeout", &self.head_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The headers of the MCP transport.
+fn transport(method: &Method, inbound: &HeaderMap) -> Result<HeaderMap, Rejection> {
+    let is_single = |name: &HeaderName| {
+        TRANSPORT.contains(name)
+            || name.as_str().starts_with(MCP_PARAM)
+            || (method == Method::GET && name == LAST_EVENT_ID)
+    };
+    let mut headers = HeaderMap::new();
+    for (name, value) in inbound {
+        let copied = is_single(name);
+        if copied && headers.contains_key(name) {
+            let message = format!("`{name}` came on several lines; send it once");
+            return Err(Rejection::new(StatusCode::BAD_REQUEST, message));
+        }
+        if copied || TRANSPORT_LISTS.contains(name) {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    Ok(headers)
+}
+
+/// What the caller is told when the headers cannot be merged.
+fn reject(error: &OutboundError) -> Rejection {
+    let status = match error.kind() {
+        OutboundErrorKind::Missing if error.header() == Some(&AUTHORIZATION) => {
+            StatusCode::UNAUTHORIZED
+        }
+        OutboundErrorKind::Missing
+        | OutboundErrorKind::Invalid
+        | OutboundErrorKind::TooManyHeaders => StatusCode::BAD_REQUEST,
+        OutboundErrorKind::NoInbound | OutboundErrorKind::NotAbsolute => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    };
+    let rejection = Rejection::new(status, error.to_string());
+    if status == StatusCode::UNAUTHORIZED {
+        rejection.with(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"")
+    } else {
+        rejection
+    }
+}
+
+impl<C, B, R> Service<Request<B>> for Relay<C>
+where
+    C: Service<Request<Body<B>>, Response = Response<R>> + Clone,
+    C::Error: Into<BoxError>,
+{
+    type Response = Response<reply::Body<Body<R>>>;
+    type Error = std::convert::Infallible;
+    type Future = RelayFuture<C, B>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // The client's readiness is awaited by each call, so that its errors become answers.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        RelayFuture {
+            state: match self.outbound(request) {
+                Ok(request) => {
+                    let exchange = Oneshot::new(self.client.clone(), request);
+                    State::Sent {
+                        exchange: tokio::time::timeout(self.head_timeout, exchange),
+                        upstream: self.upstream.clone(),
+                    }
+                }
+                Err(rejection) => State::Rejected { rejection },
+            },
+        }
+    }
+}
+
+pin_project! {
+    /// The future of [`Relay`](crate::Relay).
+    pub struct RelayFuture<C, B>
+    where
+        C: Service<Request<Body<B>>>,
+    {
+        #[pin]
+        state: State<C, B>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<C, B>
+    where
+        C: Service<Request<Body<B>>>,
+    {
+        Sent { #[pin] exchange: Timeout<Oneshot<C, Request<Body<B>>>>, upstream: Upstream },
+        Rejected { rejection: Rejection },
+    }
+}
+
+impl<C, B> fmt::Debug for RelayFuture<C, B>
+where
+    C: Service<Request<Body<B>>>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RelayFuture").finish_non_exhaustive()
+    }
+}
+
+impl<C, B, R> Future for RelayFuture<C, B>
+where
+    C: Service<Request<Body<B>>, Response = Response<R>>,
+    C::Error: Into<BoxError>,
+{
+    type Output = Result<Response<reply::Body<Body<R>>>, std::convert::Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            StateProj::Sent { exchange, upstream } => {
+                let outcome = ready!(exchange.poll(cx));
+                Poll::Ready(Ok(match outcome {
+                    Ok(Ok(response)) => answer(upstream, response),
+                    Ok(Err(_)) => unreachable_upstream(upstream),
+                    Err(_) => late(upstream),
+                }))
+            }
+            StateProj::Rejected { rejection } => Poll::Ready(Ok(rejection.response())),
+        }
+    }
+}
+
+fn unreachable_upstream<R>(upstream: &Upstream) -> Response<reply::Body<R>> {
+    // The transport's error may quote a URL or a header, so it goes nowhere.
+    #[cfg(feature = "tracing")]
+    tracing::warn!(upstream = upstream.name(), "the upstream cannot be reached");
+    let message = format!("upstream `{upstream}` cannot be reached");
+    Rejection::new(StatusCode::BAD_GATEWAY, message).response()
+}
+
+fn late<R>(upstream: &Upstream) -> Response<reply::Body<R>> {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        upstream = upstream.name(),
+        "the upstream did not answer in time"
+    );
+    let message = format!("upstream `{upstream}` did not answer in time");
+    Rejection::new(StatusCode::GATEWAY_TIMEOUT, message).response()
+}
+
+/// The upstream's answer, without what is not for the caller.
+fn answer<R>(upstream: &Upstream, response: Response<R>) -> Response<reply::Body<Body<R>>> {
+    let (mut upstream_head, body) = response.into_parts();
+    let status = upstream_head.status;
+    if status.is_informational()
+        || status.is_redirection()
+        || status == StatusCode::PROXY_AUTHENTICATION_REQUIRED
+    {
+        return astray(upstream, status, upstream_head.headers.get(LOCATION));
+    }
+    remove_hop(&mut upstream_head.headers);
+    let mut response = Response::new(reply::Body::inner(Body::new(body)));
+    *response.status_mut() = status;
+    *response.headers_mut() = upstream_head.headers;
+    response
+}
+
+/// A redirect or a proxy's challenge: the upstream's URL is wrong, and the caller cannot help it.
+fn astray<R>(
+    upstream: &Upstream,
+    status: StatusCode,
+    location: Option<&HeaderValue>,
+) -> Response<reply::Body<R>> {
+    #[cfg(feature = "tracing")]
+    {
+        use crate::rules::place::Origin;
+        let target =
+            location.and_then(|location| Origin::of(&location.to_str().ok()?.parse().ok()?));
+        let target = target.map(|origin| origin.to_string());
+        tracing::warn!(
+            upstream = upstream.name(),
+            status = status.as_u16(),
+            target,
+            "the upstream answered with a redirect or a proxy's challenge; check its URL"
+        );
+    }
+    #[cfg(not(feature = "tracing"))]
+    let _ = location;
+    let message = format!("upstream `{upstream}` answered {}", status.as_u16());
+    Rejection::new(StatusCode::BAD_GATEWAY, message).response()
+}
+
+/// Removes what is about the upstream's connection or origin, and what `Connection` lists
+/// (RFC 9110 section 7.6.1).
+fn remove_hop(headers: &mut HeaderMap) {
+    let nominated: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
+        .collect();
+    let prefixed = headers.keys().filter(|name| {
+        let prefixes = RESPONSE_ONLY_UPSTREAM_PREFIXES.iter();
+        prefixes
+            .into_iter()
+            .any(|prefix| name.as_str().starts_with(prefix))
+    });
+    let prefixed: Vec<HeaderName> = prefixed.cloned().collect();
+    for name in RESPONSE_ONLY_UPSTREAM
+        .iter()
+        .chain(&nominated)
+        .chain(&prefixed)
+    {
+        headers.remove(name);
+    }
+}
