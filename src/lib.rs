@@ -1,5 +1,74 @@
 //! Tower middleware that carries the caller's headers, above all authentication, through an MCP
 //! proxy.
+//!
+//! ```text
+//!              capture            carry                merge + inject
+//!  caller ──▶ CaptureLayer ──▶ your handler, its  ──▶ Relay, ForwardLayer ──▶ upstream
+//!              (allowlist)      tasks, its bodies      or ClientFactory        (its own headers)
+//! ```
+//!
+//! ```no_run
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use axum::Router;
+//! use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+//! use mcp_forward::{CaptureLayer, Relay, Rule, Upstream};
+//!
+//! let github = Upstream::builder("github", "http://localhost:9000/mcp")
+//!     .allow("x-user-id") // copied when the caller sent it
+//!     .rule(Rule::new("x-github-token").to("authorization").bearer().required())
+//!     .set("x-proxy", "edge-1") // static, from the operator
+//!     .build()?; // every mistake is reported here, all at once
+//!
+//! let client = Client::builder(TokioExecutor::new()).build_http();
+//! let app: Router = Router::new()
+//!     .route_service("/mcp", Relay::new(&github, client))
+//!     .layer(CaptureLayer::for_upstreams([&github]).build()?);
+//! # let _ = app;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Three ways out, one merge
+//!
+//! [`Relay`] streams the HTTP exchange to one upstream; no MCP client is needed. [`ForwardLayer`]
+//! goes around any tower HTTP client. [`ClientFactory`] makes any MCP client; a closure is one.
+//!
+//! # What is carried across what
+//!
+//! | boundary | carried | how |
+//! |---|---|---|
+//! | `.await`, `join!`, `select!`, the body of `call`, `Drop` | yes | |
+//! | a response body, polled after the response future is gone | yes | by `CaptureLayer` |
+//! | [`tokio::spawn`] | no | [`task::spawn`] |
+//! | `tokio::task::spawn_blocking` | no | [`task::spawn_blocking`] |
+//! | `JoinSet::spawn`, `TaskTracker::spawn`, `Handle::spawn` | no | [`.with_current_inbound()`](InboundExt::with_current_inbound) |
+//! | `std::thread::spawn`, `JoinSet::spawn_blocking`, thread pools | no | [`task::wrap`] |
+//! | an actor that serves messages of many callers | no | [`Inbound::of`] the message, [`.with_inbound(…)`](InboundExt::with_inbound) |
+//! | a handler of rmcp's server | no | [`Inbound::of`] the request parts, likewise |
+//! | `tower::Buffer` | no | put none between these layers |
+//!
+//! A forgotten carry is an error, [`OutboundErrorKind::NoInbound`], where the upstream's rules read
+//! the caller; it never becomes the service's own identity.
+//!
+//! # Order of layers
+//!
+//! Outermost first: CORS, compression, `SetSensitiveRequestHeadersLayer`, trace, body time-out,
+//! [`OriginGuardLayer`], your authentication, [`CaptureLayer`], the service. axum's `.layer` lines
+//! read inside out: the last one is the outermost. [`ForwardLayer`] stands on the client's side,
+//! below any redirect or retry layer.
+//!
+//! # Security
+//!
+//! MCP, *Security Best Practices*, "Token Passthrough", forbids a server to pass on the token that
+//! it was sent as its own; [`Rule::credential`] says when forwarding is legitimate. Nothing else is
+//! forwarded than what a rule names; restricted names are refused in every position. Headers reach
+//! the upstream's origin and path only. No header value is in any `Debug`, error or event of this
+//! crate. It verifies nobody: your authentication stands outside [`CaptureLayer`].
+//!
+//! # Features
+//!
+//! None is on by default. `tracing`: events about what [`Relay`] could not deliver.
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -23,3 +92,7 @@ pub use outbound::{
     relay::Relay,
 };
 pub use rules::{OnConflict, Rule, Upstream, UpstreamBuilder};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

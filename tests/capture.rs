@@ -1,5 +1,10 @@
 //! Capture: DESIGN 4.1, in process where the layer is enough and on raw sockets where bytes matter.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod support;
 
@@ -18,7 +23,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 
 fn upstream(sources: &[&str]) -> Upstream {
     let builder = Upstream::builder("up", "https://up.example/mcp");
-    let rules = sources.iter().map(|source| Rule::credential(source));
+    let rules = sources.iter().map(Rule::credential);
     rules
         .fold(builder, mcp_forward::UpstreamBuilder::rule)
         .build()

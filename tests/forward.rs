@@ -1,5 +1,10 @@
 //! `ForwardLayer`: what it injects, where, and what passes untouched.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod support;
 

@@ -1,5 +1,10 @@
 //! Identity: work that outlives a request never acts as the wrong caller, nor as the operator.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod support;
 

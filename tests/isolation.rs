@@ -1,5 +1,10 @@
 //! Isolation: many callers at once through one proxy, each upstream request carries its caller's.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod support;
 

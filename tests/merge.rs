@@ -1,5 +1,10 @@
 //! The merge: DESIGN 4.2 for one inbound and one upstream, with ToolHive's merge matrix.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod support;
 

@@ -1,5 +1,10 @@
 //! Which names a configuration may hold: DESIGN's table, in every position.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 use mcp_forward::{BuildError, MistakeKind, Rule, Upstream, UpstreamBuilder};
 

@@ -1,5 +1,10 @@
 //! The origin guard: hosts and pages, alone and built into `Relay`.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod support;
 

@@ -1,5 +1,10 @@
 //! Redirects: tower-http's follower above `ForwardLayer` carries nothing out of the upstream.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod support;
 

@@ -1,5 +1,10 @@
 //! `Relay` on real sockets: what reaches the upstream, what comes back, and what it says itself.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod support;
 

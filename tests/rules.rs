@@ -1,5 +1,10 @@
 //! What a configuration may say: the build errors of DESIGN 4.2, and those between upstreams of 4.1.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 use mcp_forward::{
     BuildError, CaptureLayer, MistakeKind, OnConflict, OriginGuardLayer, Rule, Upstream,

@@ -57,6 +57,7 @@ impl CaptureLayer {
     ///     .allow("x-user-id")
     ///     .build()?;
     /// let layer = CaptureLayer::for_upstreams([&search]).build()?;
+    /// # let _ = layer;
     /// # Ok::<_, mcp_forward::BuildError>(())
     /// ```
     pub fn for_upstreams<'a>(upstreams: impl IntoIterator<Item = &'a Upstream>) -> CaptureBuilder {

@@ -69,6 +69,7 @@ impl OriginGuardLayer {
     ///     .allow_host("mcp.example.com")
     ///     .allow_origin("https://app.example.com")
     ///     .build()?;
+    /// # let _ = guard;
     /// # Ok::<_, mcp_forward::BuildError>(())
     /// ```
     pub fn builder() -> OriginGuardBuilder {

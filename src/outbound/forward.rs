@@ -30,10 +30,10 @@ use crate::{
 /// # Redirects
 ///
 /// Put it **below** any redirect or retry layer, nearest to the wire. It takes `location` out of a
-/// 3xx that leaves the upstream (a [`RemovedLocation`](crate::outbound::RemovedLocation) in the
-/// response's extensions has it), so that no follower above carries headers or the body away. Put
-/// *over* a follower, or over a client that follows by itself, as reqwest's does by default, custom
-/// headers leak to wherever the upstream redirects, and nothing on this side can stop it.
+/// 3xx that leaves the upstream (a [`RemovedLocation`] in the
+/// response's extensions has it), so that no follower above carries headers or the body away. Over
+/// a follower, and over reqwest's default client, custom names leak and nothing on our side can
+/// stop it: build that client with `redirect::Policy::none()`.
 ///
 /// # Errors
 ///
@@ -85,7 +85,7 @@ impl<S> Layer<S> for ForwardLayer {
     }
 }
 
-/// The service of a [`ForwardLayer`](crate::ForwardLayer).
+/// The service of a [`ForwardLayer`].
 #[derive(Clone, Debug)]
 pub struct Forward<S> {
     inner: S,
@@ -182,7 +182,7 @@ impl Scope {
 }
 
 /// Where a redirect out of the upstream would have led: in the extensions of a response whose
-/// `location` [`ForwardLayer`](crate::ForwardLayer) took out.
+/// `location` [`ForwardLayer`] took out.
 #[derive(Clone, Debug)]
 pub struct RemovedLocation(HeaderValue);
 

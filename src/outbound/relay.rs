@@ -70,21 +70,19 @@ static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-"]
 /// nothing is ever repeated. Put [`CaptureLayer`](crate::CaptureLayer) around it. It needs a tokio
 /// runtime with its timer enabled.
 ///
-/// ```no_run
+/// ```
+/// use axum::Router;
 /// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 /// use mcp_forward::{CaptureLayer, Relay, Upstream};
-/// use tower::ServiceBuilder;
 ///
 /// let search = Upstream::builder("search", "https://search.example/mcp")
 ///     .allow("x-user-id")
 ///     .build()?;
 /// let client = Client::builder(TokioExecutor::new()).build_http();
-/// let service = ServiceBuilder::new()
-///     .layer(CaptureLayer::for_upstreams([&search]).build()?)
-///     .service(Relay::new(&search, client));
-/// # let _: &dyn Fn() -> Box<dyn tower::Service<
-/// #     http::Request<http_body_util::Full<bytes::Bytes>>,
-/// #     Response = _, Error = _, Future = _>> = &|| Box::new(service.clone());
+/// let app: Router = Router::new()
+///     .route_service("/mcp", Relay::new(&search, client))
+///     .layer(CaptureLayer::for_upstreams([&search]).build()?);
+/// # let _ = app;
 /// # Ok::<_, mcp_forward::BuildError>(())
 /// ```
 ///
@@ -246,7 +244,7 @@ where
 }
 
 pin_project! {
-    /// The future of [`Relay`](crate::Relay).
+    /// The future of [`Relay`].
     pub struct RelayFuture<C, B>
     where
         C: Service<Request<Body<B>>>,

@@ -15,6 +15,7 @@ use crate::error::{Mistake, MistakeKind};
 /// let upstream = Upstream::builder("github", "https://mcp.example/mcp")
 ///     .rule(Rule::new("x-github-token").to("authorization").bearer().required())
 ///     .build()?;
+/// # let _ = upstream;
 /// # Ok::<_, mcp_forward::BuildError>(())
 /// ```
 #[derive(Clone, Debug)]
