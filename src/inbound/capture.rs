@@ -3,7 +3,7 @@
 //! It may not know where the headers go.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -20,7 +20,7 @@ use crate::{
     carry::{Entry, Inbound, InboundExt, WithInbound},
     error::{BuildError, Mistake, MistakeKind},
     reply::{self, Rejection},
-    rules::{Upstream, admission_forwarded, names, place::Origin},
+    rules::{CompiledRule, Upstream, admission_forwarded, names},
 };
 
 /// How many header names `Connection` may list, `close`, `keep-alive` and `upgrade` aside.
@@ -96,70 +96,85 @@ impl CaptureBuilder {
     /// [allowed](Self::allow_fan_out).
     pub fn build(self) -> Result<CaptureLayer, BuildError> {
         let mut mistakes = Vec::new();
-        let mut names = BTreeMap::new();
-        let mut readers: BTreeMap<&str, Vec<&Origin>> = BTreeMap::new();
-        let fan_out: Vec<_> = self
-            .fan_out
-            .iter()
-            .filter_map(|text| names::forwardable(text).map_err(|m| mistakes.push(m)).ok())
-            .collect();
-        for (index, upstream) in self.upstreams.iter().enumerate() {
-            let name = upstream.name();
-            if self
-                .upstreams
-                .iter()
-                .take(index)
-                .any(|earlier| earlier.name() == name)
-            {
+        self.check_upstreams(&mut mistakes);
+        let names = self.check_names(&mut mistakes);
+        self.check_fan_out(&mut mistakes);
+        if mistakes.is_empty() {
+            Ok(CaptureLayer { names })
+        } else {
+            Err(BuildError::new("the capture layer", mistakes))
+        }
+    }
+
+    fn rules(&self) -> impl Iterator<Item = (&Upstream, &CompiledRule)> {
+        let upstreams = self.upstreams.iter();
+        upstreams.flat_map(|upstream| upstream.rules().iter().map(move |rule| (upstream, rule)))
+    }
+
+    fn check_upstreams(&self, mistakes: &mut Vec<Mistake>) {
+        let mut seen = BTreeSet::new();
+        for name in self.upstreams.iter().map(Upstream::name) {
+            if !seen.insert(name) {
                 mistakes.push(Mistake::new(
                     MistakeKind::DuplicateUpstream,
                     format!("two upstreams have the name `{name}`; rename one"),
                 ));
             }
         }
-        let rules = || {
-            self.upstreams
-                .iter()
-                .flat_map(|up| up.rules().iter().map(move |rule| (up, rule)))
-        };
-        for (upstream, rule) in rules() {
+    }
+
+    /// Every name that the rules read.
+    fn check_names(&self, mistakes: &mut Vec<Mistake>) -> Arc<[HeaderName]> {
+        let admissions: BTreeSet<_> = self
+            .rules()
+            .filter_map(|(_, rule)| rule.only_with.as_ref())
+            .map(HeaderName::as_str)
+            .collect();
+        let mut names = BTreeMap::new();
+        for (_, rule) in self.rules() {
+            if admissions.contains(rule.source.as_str()) {
+                mistakes.push(admission_forwarded(&rule.source));
+            }
             for name in rule.reads() {
-                match names.insert(names::folded(name), name) {
-                    Some(earlier) if earlier != name => mistakes.push(Mistake::of(
+                let earlier = names.insert(names::folded(name), name);
+                if let Some(earlier) = earlier.filter(|earlier| *earlier != name) {
+                    mistakes.push(Mistake::of(
                         MistakeKind::Ambiguous,
                         name,
                         format!("and `{earlier}` are one header to many servers; read one of them"),
-                    )),
-                    _ => {}
+                    ));
                 }
             }
-            let source = &rule.source;
-            if rules().any(|(_, other)| other.only_with.as_ref() == Some(source)) {
-                mistakes.push(admission_forwarded(source));
+        }
+        names.into_values().cloned().collect()
+    }
+
+    /// One upstream could replay a credential at another that takes the same.
+    fn check_fan_out(&self, mistakes: &mut Vec<Mistake>) {
+        let mut allowed = Vec::new();
+        for text in &self.fan_out {
+            match names::forwardable(text) {
+                Ok(name) => allowed.push(name),
+                Err(mistake) => mistakes.push(mistake),
             }
-            if !names::guarded(source) || fan_out.contains(source) {
+        }
+        let mut readers = BTreeMap::new();
+        for (upstream, rule) in self.rules() {
+            let source = &rule.source;
+            if !names::guarded(source) || allowed.contains(source) {
                 continue;
             }
-            let origins = readers.entry(source.as_str()).or_default();
-            if origins.iter().any(|origin| *origin != upstream.origin()) {
+            let first = *readers.entry(source.as_str()).or_insert(upstream);
+            if first.origin() != upstream.origin() {
                 mistakes.push(Mistake::of(
                     MistakeKind::FanOut,
                     source,
                     format!(
-                        "would reach `{upstream}` and an upstream of another origin, which could \
-                         replay it there; give each its own header, or call `allow_fan_out`"
+                        "would reach `{first}` and `{upstream}`, and each could replay it at the \
+                         other; give each its own header, or call `allow_fan_out`"
                     ),
                 ));
             }
-            origins.push(upstream.origin());
-        }
-        let names: Vec<_> = names.into_values().cloned().collect();
-        if mistakes.is_empty() {
-            Ok(CaptureLayer {
-                names: names.into(),
-            })
-        } else {
-            Err(BuildError::new("the capture layer", mistakes))
         }
     }
 }
