@@ -57,7 +57,8 @@ async fn run() -> Result<Vec<Column>, BoxError> {
     let mut columns = Vec::new();
     for (proxy, allowed, app) in proxies {
         let server = Server::start(app).await?;
-        let arrived = call(&server.url).await?;
+        let arrived = call(&server.url).await;
+        let arrived = arrived.map_err(|error| format!("{proxy}: {error}"))?;
         server.stop().await?;
         columns.push(Column {
             proxy,

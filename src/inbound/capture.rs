@@ -66,6 +66,13 @@ impl CaptureLayer {
             fan_out: Vec::new(),
         }
     }
+
+    /// The names that it captures: what tower-http's `SetSensitiveRequestHeadersLayer`, which
+    /// stands outside, should know.
+    #[must_use]
+    pub fn names(&self) -> &[HeaderName] {
+        &self.names
+    }
 }
 
 /// Collects what a [`CaptureLayer`] reads.

@@ -287,7 +287,7 @@ where
                 let outcome = ready!(exchange.poll(cx));
                 Poll::Ready(Ok(match outcome {
                     Ok(Ok(response)) => answer(upstream, response),
-                    Ok(Err(_)) => unreachable_upstream(upstream),
+                    Ok(Err(error)) => unreachable_upstream(upstream, &error.into()),
                     Err(_) => late(upstream),
                 }))
             }
@@ -296,10 +296,24 @@ where
     }
 }
 
-fn unreachable_upstream<R>(upstream: &Upstream) -> Response<reply::Body<R>> {
-    // The transport's error may quote a URL or a header, so it goes nowhere.
+fn unreachable_upstream<R>(upstream: &Upstream, error: &BoxError) -> Response<reply::Body<R>> {
     #[cfg(feature = "tracing")]
-    tracing::warn!(upstream = upstream.name(), "the upstream cannot be reached");
+    {
+        // The transport's text may quote a URL or a header; the kind of its cause cannot.
+        let sources =
+            std::iter::successors(Some(&**error as &dyn std::error::Error), |e| e.source());
+        let cause = sources
+            .filter_map(|error| error.downcast_ref::<std::io::Error>())
+            .last();
+        let cause = cause.map(|error| error.kind().to_string());
+        tracing::warn!(
+            upstream = upstream.name(),
+            cause,
+            "the upstream cannot be reached"
+        );
+    }
+    #[cfg(not(feature = "tracing"))]
+    let _ = error;
     let message = format!("upstream `{upstream}` cannot be reached");
     Rejection::new(StatusCode::BAD_GATEWAY, message).response()
 }

@@ -168,7 +168,8 @@ fn parse(text: &str) -> Result<HeaderName, Mistake> {
     HeaderName::from_bytes(text.as_bytes()).map_err(|_| {
         let start = valid_start(text);
         mistake(format!(
-            "a header name ends after `{start}`: byte {} cannot be in one (RFC 9110 section 5.1)",
+            "a header name that begins with `{start}` has a byte that no name can have, after {} \
+             bytes (RFC 9110 section 5.1)",
             start.len()
         ))
     })

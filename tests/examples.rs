@@ -1,0 +1,386 @@
+//! The examples, as a user meets them: real processes and real sockets.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::{ExitStatus, Output, Stdio},
+    sync::LazyLock,
+    time::Duration,
+};
+
+use support::{OK, RawUpstream, post, raw, status};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    net::TcpListener,
+    process::{Child, ChildStderr, ChildStdout, Command},
+};
+
+#[path = "../examples/demo/sent.rs"]
+mod sent;
+
+/// What a test may take, once the examples are built.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs `test` within the limit.
+async fn bounded(test: impl Future<Output = ()>) {
+    LazyLock::force(&EXAMPLES);
+    tokio::time::timeout(LIMIT, test)
+        .await
+        .expect("the test did not end in time");
+}
+
+/// The folder of the examples, built as this test was.
+///
+/// Cargo builds no examples for `cargo test --test examples`, so they could be missing or old; where
+/// they are neither, this takes a moment.
+static EXAMPLES: LazyLock<PathBuf> = LazyLock::new(|| {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.ancestors().nth(2).unwrap();
+    let name = match profile.file_name().unwrap().to_str().unwrap() {
+        "debug" => "dev",
+        name => name,
+    };
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo
+        .args(["build", "--quiet", "--examples", "--profile", name])
+        .args([
+            "--manifest-path",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
+        ])
+        .args(cfg!(feature = "tracing").then_some("--all-features"))
+        .arg("--target-dir")
+        .arg(profile.parent().unwrap());
+    // What Cargo tells a test about its package would look to build scripts like a change.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&*name);
+        }
+    }
+    assert!(
+        cargo.status().unwrap().success(),
+        "the examples do not build"
+    );
+    profile.join("examples")
+});
+
+fn command(example: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(EXAMPLES.join(example));
+    command
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Runs an example to its end.
+async fn run(example: &str, arguments: &[&str]) -> Output {
+    command(example, arguments).output().await.unwrap()
+}
+
+/// An example that serves.
+struct Server {
+    child: Child,
+    addr: SocketAddr,
+    stdout: Lines<BufReader<ChildStdout>>,
+    stderr: Lines<BufReader<ChildStderr>>,
+}
+
+impl Server {
+    /// Starts an example and reads its one line, which has to end in `path`.
+    async fn start(example: &str, arguments: &[&str], path: &str) -> Self {
+        let mut child = command(example, arguments).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = stdout.next_line().await.unwrap();
+        let line = line.expect("the example ended before it listened");
+        let addr = line
+            .strip_prefix("listening on http://")
+            .and_then(|rest| rest.strip_suffix(path)?.parse().ok());
+        Self {
+            child,
+            addr: addr.unwrap_or_else(|| panic!("another line than expected: {line}")),
+            stdout,
+            stderr,
+        }
+    }
+
+    /// What Ctrl-C sends.
+    #[cfg(unix)]
+    async fn interrupt(&self) {
+        let id = self.child.id().unwrap().to_string();
+        let sent = Command::new("kill").args(["-INT", &id]).status().await;
+        assert!(sent.unwrap().success());
+    }
+
+    /// Reads the log up to a line that has `text`.
+    async fn logged(&mut self, text: &str) {
+        while let Some(line) = self.stderr.next_line().await.unwrap() {
+            if line.contains(text) {
+                return;
+            }
+        }
+        panic!("the log ended without {text:?}");
+    }
+
+    /// Its status, and what it had printed since it listened.
+    async fn end(mut self) -> (ExitStatus, String) {
+        let mut printed = String::new();
+        let stdout = self.stdout.get_mut();
+        stdout.read_to_string(&mut printed).await.unwrap();
+        (self.child.wait().await.unwrap(), printed)
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test]
+async fn demo_shows_what_arrives_and_no_whole_value() {
+    bounded(async {
+        let demo = run("demo", &[]).await;
+        let printed = text(&demo.stdout);
+        assert!(demo.status.success(), "{printed}{}", text(&demo.stderr));
+        for (name, value) in sent::SENT {
+            let row = printed.lines().find(|line| line.starts_with(name));
+            let row = row.unwrap_or_else(|| panic!("no row for {name}: {printed}"));
+            let marks: String = row.chars().filter(|c| "✓✗".contains(*c)).collect();
+            let expected = if name == "cookie" {
+                "✗✗✗"
+            } else {
+                "✗✓✓"
+            };
+            assert_eq!(marks, expected, "{name}: no rules, relay, factory");
+            assert!(!printed.contains(value), "{name} is shown whole: {printed}");
+        }
+        assert_eq!(text(&demo.stderr), "");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn relay_sends_what_its_flags_say_and_prints_one_line() {
+    bounded(async {
+        let upstream = RawUpstream::answering(OK).await;
+        let url = upstream.url("/mcp?key=s3cr3t");
+        let flags = "--allow x-user-id --bearer x-token=authorization --set x-proxy=s3cr3t-edge \
+                     --require x-token --listen 127.0.0.1:0 --upstream";
+        let mut flags: Vec<_> = flags.split_whitespace().collect();
+        flags.push(&url);
+        let mut relay = Server::start("relay", &flags, "/mcp").await;
+
+        let caller = "x-user-id: alice\r\nx-token: s3cr3t-token\r\ncookie: s3cr3t=1\r\n";
+        let answer = raw(relay.addr, post(relay.addr, caller)).await;
+        assert_eq!(status(&answer), 200, "{answer}");
+        let sent = upstream.only_request();
+        assert_eq!(sent.line, "POST /mcp?key=s3cr3t HTTP/1.1");
+        assert_eq!(sent.all("x-user-id"), ["alice"]);
+        assert_eq!(sent.all("authorization"), ["Bearer s3cr3t-token"]);
+        assert_eq!(sent.all("x-proxy"), ["s3cr3t-edge"]);
+        for name in ["cookie", "x-token"] {
+            assert!(sent.all(name).is_empty(), "{name} travelled");
+        }
+
+        let without = raw(relay.addr, post(relay.addr, "x-user-id: alice\r\n")).await;
+        assert_eq!(status(&without), 400, "x-token is required: {without}");
+        let elsewhere = post(relay.addr, caller).replace("/mcp", "/other");
+        assert_eq!(status(&raw(relay.addr, elsewhere).await), 404);
+        assert_eq!(upstream.requests().len(), 1);
+
+        relay.child.kill().await.unwrap();
+        let mut logged = String::new();
+        let stderr = relay.stderr.get_mut();
+        stderr.read_to_string(&mut logged).await.unwrap();
+        let (_, printed) = relay.end().await;
+        assert_eq!(printed, "");
+        assert!(!logged.contains("s3cr3t"), "{logged}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn relay_lets_credentials_through_for_admitted_callers_only() {
+    bounded(async {
+        let upstream = RawUpstream::answering(OK).await;
+        let url = upstream.url("/mcp");
+        let flags = "--allow-credential authorization --rename Cookie=x-session \
+                     --admission-header x-proxy-key --listen 127.0.0.1:0 --upstream";
+        let mut flags: Vec<_> = flags.split_whitespace().collect();
+        flags.push(&url);
+        let relay = Server::start("relay", &flags, "/mcp").await;
+        let credentials = "authorization: Bearer a\r\ncookie: b=1\r\n";
+        let admitted = format!("{credentials}x-proxy-key: c\r\n");
+        for caller in [credentials, &admitted] {
+            let answer = raw(relay.addr, post(relay.addr, caller)).await;
+            assert_eq!(status(&answer), 200, "{answer}");
+        }
+        let requests = upstream.requests();
+        assert!(requests[0].all("authorization").is_empty());
+        assert!(requests[0].all("x-session").is_empty());
+        assert_eq!(requests[1].all("authorization"), ["Bearer a"]);
+        assert_eq!(requests[1].all("x-session"), ["b=1"]);
+        assert!(requests[1].all("x-proxy-key").is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn relay_names_every_mistake_and_shows_no_value() {
+    bounded(async {
+        let flags = [
+            [
+                "--upstream",
+                "http://user:s3cr3t@mcp.example/mcp?key=s3cr3t",
+            ],
+            ["--allow", "host"],
+            ["--allow", "authorization"],
+            ["--rename", "x-no-target"],
+            ["--bearer", "x-token=content-type"],
+            ["--require", "x-nobody"],
+            ["--set", "s3cr3t"],
+            ["--set", "authorization: Bearer s3cr3t=="],
+            ["--set", "x-edge= s3cr3t"],
+            ["--set-env", "x-env=MCP_FORWARD_IS_NOT_SET"],
+            ["--set-env", "x-env=Bearer s3cr3t"],
+            ["--allow-host", "a/b"],
+            ["--allow-origin", "nowhere"],
+        ];
+        let mut arguments = flags.concat();
+        arguments.push("s3cr3t");
+        let relay = run("relay", &arguments).await;
+        let errors = text(&relay.stderr);
+        assert_eq!(relay.status.code(), Some(2), "{errors}");
+        assert_eq!(text(&relay.stdout), "");
+        assert!(!errors.contains("s3cr3t"), "{errors}");
+        let expected = [
+            "userinfo",
+            "`host` is never",
+            "`authorization` carries a credential",
+            "--rename",
+            "`content-type`",
+            "`x-nobody`",
+            "--set:",
+            "ends after `authorization`",
+            "`x-edge`",
+            "`MCP_FORWARD_IS_NOT_SET`",
+            "`…`",
+            "\"a/b\"",
+            "\"nowhere\"",
+            "an argument has no flag",
+        ];
+        for text in expected {
+            let lines = errors.lines().filter(|line| line.contains(text)).count();
+            assert_eq!(lines, 1, "{text}: {errors}");
+        }
+        assert_eq!(errors.lines().count(), expected.len(), "{errors}");
+        assert!(errors.lines().all(|line| line.starts_with("error: ")));
+
+        // What can be seen only where the upstream itself has no mistake.
+        let flags = "--upstream http://localhost/mcp --allow x-user-id --rename x_user_id=x-other \
+                     --admission-header x-proxy-key";
+        let flags: Vec<_> = flags.split_whitespace().collect();
+        let relay = run("relay", &flags).await;
+        let errors = text(&relay.stderr);
+        assert_eq!(relay.status.code(), Some(2), "{errors}");
+        assert!(errors.contains("error: --admission-header"), "{errors}");
+        assert!(errors.contains("error: `x_user_id` and"), "{errors}");
+    })
+    .await;
+}
+
+/// A relay with one open request: the task that awaits the answer, and the upstream's socket.
+#[cfg(unix)]
+async fn open_request() -> (
+    Server,
+    tokio::task::JoinHandle<String>,
+    tokio::net::TcpStream,
+) {
+    let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/mcp", upstream.local_addr().unwrap());
+    let flags = ["--listen", "127.0.0.1:0", "--upstream", &url];
+    let relay = Server::start("relay", &flags, "/mcp").await;
+    let answer = tokio::spawn(raw(relay.addr, post(relay.addr, "")));
+    let (mut socket, _) = upstream.accept().await.unwrap();
+    let mut request = Vec::new();
+    while !request.ends_with(b"{}") {
+        assert_ne!(socket.read_buf(&mut request).await.unwrap(), 0);
+    }
+    (relay, answer, socket)
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn ctrl_c_ends_the_relay_after_the_open_request() {
+    bounded(async {
+        let (mut relay, answer, mut upstream) = open_request().await;
+        relay.interrupt().await;
+        relay.logged("ends after the open requests").await;
+        upstream.write_all(OK.as_bytes()).await.unwrap();
+        let answer = answer.await.unwrap();
+        assert_eq!(status(&answer), 200, "{answer}");
+        assert!(answer.ends_with("ok"), "{answer}");
+        let (status, printed) = relay.end().await;
+        assert_eq!((status.code(), printed.as_str()), (Some(0), ""));
+    })
+    .await;
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_second_ctrl_c_ends_the_relay_at_once() {
+    bounded(async {
+        let (mut relay, answer, _upstream) = open_request().await;
+        relay.interrupt().await;
+        relay.logged("ends after the open requests").await;
+        relay.interrupt().await;
+        let (status, _) = relay.end().await;
+        assert_eq!(status.code(), Some(130));
+        assert_eq!(answer.await.unwrap(), "");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn axum_handler_calls_the_upstream_as_its_caller() {
+    bounded(async {
+        let upstream = RawUpstream::answering(OK).await;
+        let app = Server::start("axum", &[&upstream.url("/mcp")], "/tools").await;
+        let request = "GET /tools HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+                       x-user-id: alice\r\ncookie: secret\r\n\r\n";
+        let answer = raw(app.addr, request).await;
+        assert_eq!(status(&answer), 200, "{answer}");
+        assert!(answer.ends_with("ok"), "{answer}");
+        let sent = upstream.only_request();
+        assert_eq!(sent.all("x-user-id"), ["alice"]);
+        assert!(sent.all("cookie").is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hyper_server_relays_as_its_caller() {
+    bounded(async {
+        let upstream = RawUpstream::answering(OK).await;
+        let app = Server::start("hyper", &[&upstream.url("/mcp")], "/mcp").await;
+        let caller = "x-user-id: alice\r\ncookie: secret\r\n";
+        let answer = raw(app.addr, post(app.addr, caller)).await;
+        assert_eq!(status(&answer), 200, "{answer}");
+        assert!(answer.ends_with("ok"), "{answer}");
+        let sent = upstream.only_request();
+        assert_eq!(sent.all("x-user-id"), ["alice"]);
+        assert!(sent.all("cookie").is_empty());
+    })
+    .await;
+}
