@@ -116,6 +116,8 @@ pub enum MistakeKind {
     Cleartext,
     /// Upstreams of different origins read the same guarded header.
     FanOut,
+    /// An upstream has more than 256 rules and static headers.
+    TooMany,
     /// An upstream's name is not made of `a-z`, `0-9` and `-`.
     InvalidUpstream,
     /// Two upstreams of one capture layer have the same name.
@@ -176,6 +178,9 @@ pub enum OutboundErrorKind {
     /// The upstream's rules read the caller, and no caller is known here: the inbound was not
     /// carried to this task, or no `CaptureLayer` stands outside.
     NoInbound,
+    /// No capture layer here looks for a header that the upstream's rules read, so whether it came
+    /// is unknown: the `CaptureLayer` was built without this upstream, or an inner one replaced it.
+    NotCaptured,
     /// A required header did not come.
     Missing,
     /// A header came with a value that must not be sent on.
@@ -194,6 +199,11 @@ fn reason(kind: OutboundErrorKind, header: Option<&HeaderName>) -> String {
              work with `.with_current_inbound()` or `mcp_forward::task::spawn`"
                 .to_owned()
         }
+        OutboundErrorKind::NotCaptured => {
+            format!(
+                "`{header}` is not captured; give this upstream to the innermost `CaptureLayer`"
+            )
+        }
         OutboundErrorKind::Missing => format!("send `{header}`, which is required"),
         OutboundErrorKind::Invalid => {
             format!("the value of `{header}` cannot be used there; send a plain token")
@@ -206,9 +216,19 @@ fn reason(kind: OutboundErrorKind, header: Option<&HeaderName>) -> String {
 }
 
 /// [`ClientFactory::connect`](crate::ClientFactory::connect) gave no client.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[error(transparent)]
 pub struct ConnectError(#[from] Connect);
+
+impl fmt::Debug for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the factory's own error, which may quote a URL or a header.
+        f.debug_struct("ConnectError")
+            .field("kind", &self.kind())
+            .field("upstream", &self.upstream())
+            .finish_non_exhaustive()
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 enum Connect {

@@ -44,12 +44,14 @@
 //! | `tokio::task::spawn_blocking` | no | [`task::spawn_blocking`] |
 //! | `JoinSet::spawn`, `TaskTracker::spawn`, `Handle::spawn` | no | [`.with_current_inbound()`](InboundExt::with_current_inbound) |
 //! | `std::thread::spawn`, `JoinSet::spawn_blocking`, thread pools | no | [`task::wrap`] |
-//! | an actor that serves messages of many callers | no | [`Inbound::of`] the message, [`.with_inbound(…)`](InboundExt::with_inbound) |
+//! | an actor that serves messages of many callers | no | start it by a plain spawn; [`Inbound::of`] the message, [`.with_inbound(…)`](InboundExt::with_inbound) |
 //! | a handler of rmcp's server | no | [`Inbound::of`] the request parts, likewise |
 //! | `tower::Buffer` | no | put none between these layers |
+//! | a runtime, `LocalSet` or `FuturesUnordered` driven *inside* a scope | **to all its tasks** | drive none there |
 //!
 //! A forgotten carry is an error, [`OutboundErrorKind::NoInbound`], where the upstream's rules read
-//! the caller; it never becomes the service's own identity.
+//! the caller; it never becomes the service's own identity. Nor does an upstream that the capture layer
+//! was not built with: [`OutboundErrorKind::NotCaptured`].
 //!
 //! # Order of layers
 //!

@@ -343,3 +343,33 @@ async fn e11_trailers_are_never_captured() {
         "{answer}"
     );
 }
+
+#[tokio::test]
+async fn b6_white_space_at_an_edge_is_refused_as_http1_parsers_trim_it() {
+    for value in [" ", "\t", " v", "v ", "v\t", " v "] {
+        for sent in [
+            headers([("x-a", value)]),
+            headers([("cookie", "a=1"), ("cookie", value)]),
+        ] {
+            let (seen, status, body) = through(&["x-a", "cookie"], sent).await;
+            assert!(seen.is_none() && status == 400, "{value:?}");
+            support::check_error(&body, -32600);
+        }
+    }
+    assert_eq!(through(&["x-a"], headers([("x-a", "a \t b")])).await.1, 200);
+}
+
+#[test]
+fn a_layer_tells_its_names_and_no_unchecked_text() {
+    let up = Upstream::builder("up", "https://up.example/mcp")
+        .rule(Rule::credential("Authorization").only_with("x-key"))
+        .allow("x-a")
+        .build()
+        .unwrap();
+    let builder = CaptureLayer::for_upstreams([&up]).allow_fan_out("cookie: s3cret");
+    assert!(!format!("{builder:?} {builder:#?}").contains("s3cret"));
+    let error = builder.build().unwrap_err();
+    assert!(!format!("{error:?} {error}").contains("s3cret"));
+    let layer = CaptureLayer::for_upstreams([&up]).build().unwrap();
+    assert_eq!(layer.names(), ["authorization", "x-a", "x-key"]);
+}

@@ -272,12 +272,12 @@ async fn relay_names_every_mistake_and_shows_no_value() {
             "`content-type`",
             "`x-nobody`",
             "--set:",
-            "ends after `authorization`",
+            "begins with `authorization`",
             "`x-edge`",
             "`MCP_FORWARD_IS_NOT_SET`",
             "`…`",
-            "\"a/b\"",
-            "\"nowhere\"",
+            "allowed host 1",
+            "allowed origin 1",
             "an argument has no flag",
         ];
         for text in expected {

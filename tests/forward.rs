@@ -60,6 +60,7 @@ async fn only_the_upstreams_origin_and_path_get_headers() {
         "https://UP.EXAMPLE:443/mcp?q=1",
         "HTTPS://up.example/mcp/",
         "https://up.example/mcp/a/b",
+        "https://up.example/mcp/.well-known/a..b/%20%41",
         "https://up.example:/mcp",
     ] {
         let got = through(&layer, uri, HeaderMap::new(), &alice)
@@ -92,6 +93,15 @@ async fn only_the_upstreams_origin_and_path_get_headers() {
         "https://up.example/mcp/..%2fother",
         "https://up.example/mcp/..%5Cother",
         "https://up.example/mcp/.",
+        "https://up.example/mcp/.;a/other",
+        "https://up.example/mcp/..%3b/other",
+        "https://up.example/mcp/..%00/other",
+        "https://up.example/mcp/..%20/other",
+        "https://up.example/mcp/.%0a./other",
+        "https://up.example/mcp/%1f../other",
+        "https://up.example/mcp/%252e%252e/other",
+        "https://up.example/mcp/%c0%ae%C0%ae/other",
+        "https://up.example/mcp/%c1%1c../other",
     ] {
         // Untouched: whatever somebody else put there stays.
         let sent = headers([

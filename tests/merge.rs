@@ -481,3 +481,95 @@ async fn nothing_printed_holds_a_value() {
     assert!(shown.contains("x-a") && shown.contains("x-b"));
     assert!(format!("{:?}", outbound.to_header_map()).contains("Sensitive"));
 }
+
+#[tokio::test]
+async fn an_upstream_that_the_capture_layer_does_not_know_is_not_called() {
+    let a = Upstream::builder("a", "https://a.example/")
+        .allow("x-a")
+        .build()
+        .unwrap();
+    let b = Upstream::builder("b", "https://b.example/")
+        .rule(Rule::new("x-b").on_conflict(OnConflict::Caller))
+        .set("x-b", "service")
+        .build()
+        .unwrap();
+    let admitted = Upstream::builder("c", "https://c.example/")
+        .rule(Rule::new("x-a").only_with("x-key"))
+        .build()
+        .unwrap();
+    // Whether the caller sent something for `a` or nothing at all.
+    for inbound in [
+        capture(&[&a], [("x-a", "1"), ("x-b", "bob")]).await,
+        capture(&[&a], [("x-b", "bob")]).await,
+    ] {
+        for (upstream, header) in [(&b, "x-b"), (&admitted, "x-a")] {
+            let error = identity()
+                .connect_for(upstream, &inbound)
+                .await
+                .unwrap_err();
+            let kind = ConnectErrorKind::Outbound(OutboundErrorKind::NotCaptured);
+            assert_eq!(error.kind(), kind);
+            assert!(error.to_string().contains(header), "{error}");
+        }
+    }
+    // Captured for both, or nobody.
+    let inbound = capture(&[&a, &b], [("x-a", "1")]).await;
+    let outbound = identity().connect_for(&b, &inbound).await.unwrap();
+    assert_eq!(lines(&outbound), ["x-b: service"]);
+}
+
+#[tokio::test]
+async fn apply_removes_what_could_stand_in() {
+    let up = builder()
+        .rule(Rule::credential("authorization").only_with("x-proxy-key"))
+        .rule(Rule::new("x-up-token").to("x-token"))
+        .allow("x-user-id")
+        .set("x-role", "reader")
+        .build()
+        .unwrap();
+    let mut copied = headers([
+        ("authorization", "Bearer proxys-own"),
+        ("x-up-token", "t"),
+        ("x_up_token", "t"),
+        ("x-token", "evil"),
+        ("x_user_id", "admin"),
+        ("x-user_id", "admin"),
+        ("x_role", "admin"),
+        ("x-other", "o"),
+        ("x_other", "o"),
+    ]);
+    let outbound = merge(
+        &up,
+        [("authorization", "Bearer proxys-own"), ("x-up-token", "t")],
+    )
+    .await
+    .unwrap();
+    outbound.apply(&mut copied).unwrap();
+    assert_eq!(
+        copied,
+        headers([
+            ("x-token", "t"),
+            ("x-role", "reader"),
+            ("x-other", "o"),
+            ("x_other", "o")
+        ])
+    );
+}
+
+#[tokio::test]
+async fn a_bound_scheme_behind_separators_is_still_one() {
+    for value in [", Negotiate abc", ",,\tNTLM x", "Negotiate,Bearer x"] {
+        let up = builder().allow_credential("authorization");
+        let (kind, _) = refused(up, [("authorization", value)]).await;
+        assert_eq!(kind, OutboundErrorKind::Invalid, "{value}");
+    }
+}
+
+#[tokio::test]
+async fn a_factorys_error_is_a_source_and_not_printed() {
+    let failing = |_: Outbound| async { Err::<(), _>(std::io::Error::other("GET /?token=s3cret")) };
+    let up = builder().build().unwrap();
+    let error = failing.connect(&up).await.unwrap_err();
+    assert!(!format!("{error} {error:?} {error:#?}").contains("s3cret"));
+    assert_eq!(error.upstream(), "up");
+}

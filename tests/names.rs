@@ -179,5 +179,7 @@ fn a_value_written_into_a_name_is_not_shown() {
         let error = builder().allow(name).set(name, "v").build().unwrap_err();
         let shown = format!("{error} {error:?}");
         assert!(!shown.contains("s3cret"), "{shown}");
+        let start = &name[..name.find([':', '=', ' ']).unwrap()];
+        assert!(shown.contains(&format!("`{start}`")), "{shown}");
     }
 }

@@ -212,3 +212,17 @@ async fn http2_says_its_host_as_authority() {
         .unwrap();
     assert_eq!(http2_client().request(request).await.unwrap().status(), 403);
 }
+
+#[tokio::test]
+async fn readiness_is_the_inner_services() {
+    let guard = OriginGuardLayer::loopback();
+    let (mut service, mut handle) =
+        tower_test::mock::spawn_layer::<Request<()>, Response<Full<Bytes>>, _>(guard);
+    handle.allow(0);
+    assert!(service.poll_ready().is_pending());
+    handle.send_error("gone");
+    assert!(matches!(
+        service.poll_ready(),
+        std::task::Poll::Ready(Err(_))
+    ));
+}

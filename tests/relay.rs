@@ -233,7 +233,9 @@ async fn the_answer_loses_what_is_about_the_upstream() {
          keep-alive: timeout=5\r\nproxy-authenticate: Basic\r\nproxy-authentication-info: x\r\nproxy-x: y\r\ntrailer: x\r\n\
          upgrade: h2c\r\nset-cookie: a=s3cret\r\nset-cookie: b=s3cret\r\nset-cookie2: c=s3cret\r\n\
          access-control-allow-origin: *\r\naccess-control-future: x\r\nalt-svc: h2=\":443\"\r\nclear-site-data: \"*\"\r\n\
-         strict-transport-security: max-age=1\r\nrefresh: 0;url=http://evil.example\r\n\r\nno",
+         strict-transport-security: max-age=1\r\nrefresh: 0;url=http://evil.example\r\n\
+         nel: x\r\nreport-to: x\r\nreporting-endpoints: x\r\nservice-worker-allowed: /\r\n\
+         x-accel-redirect: /etc/passwd\r\nx-sendfile: /etc/passwd\r\n\r\nno",
     )
     .await;
     let addr = relay_to(&server, |up| up).await;
@@ -565,4 +567,38 @@ fn nothing_printed_holds_a_value() {
         .unwrap();
     let relay = Relay::new(&up, "client");
     assert!(!format!("{relay:?} {relay:#?}").contains("s3cret"));
+}
+
+#[tokio::test]
+async fn http2_white_space_is_no_value() {
+    let server = RawUpstream::answering(OK).await;
+    let addr = relay_to(&server, |up| up.rule(Rule::new("x-user").required())).await;
+    for (value, expected) in [(" ", 400), ("", 400), (" alice", 400), ("alice", 200)] {
+        let request = Request::post(format!("http://{addr}/mcp"))
+            .header("x-user", value)
+            .body(Full::<Bytes>::default())
+            .unwrap();
+        let response = http2_client().request(request).await.unwrap();
+        assert_eq!(response.status(), expected, "{value:?}");
+    }
+    assert_eq!(server.only_request().all("x-user"), ["alice"]);
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_captured_is_500() {
+    let server = RawUpstream::answering(OK).await;
+    let up = Upstream::builder("up", server.url("/mcp"))
+        .allow("x-user")
+        .build()
+        .unwrap();
+    let other = Upstream::builder("other", server.url("/other"))
+        .allow("x-other")
+        .build()
+        .unwrap();
+    let capture = CaptureLayer::for_upstreams([&other]).build().unwrap();
+    let addr = serve(capture.layer(Relay::new(&up, http_client()))).await;
+    let answer = raw(addr, post(addr, "x-user: alice\r\n")).await;
+    assert_eq!(status(&answer), 500);
+    assert!(own_error(&answer, -32603).contains("`x-user`"));
+    assert!(server.requests().is_empty());
 }

@@ -400,3 +400,37 @@ fn upstreams_are_equal_over_everything() {
     assert_ne!(one, build("up", "https://up.example/mcp2", "1"));
     assert_ne!(one, build("up", "https://up.example/mcp", "2"));
 }
+
+#[test]
+fn c8_an_upstream_has_at_most_256_headers() {
+    let many =
+        |count: usize| (0..count).fold(builder(), |builder, i| builder.set(format!("x-{i}"), "v"));
+    assert!(many(256).build().is_ok());
+    assert_eq!(
+        kinds(many(256).allow("x-a").build()),
+        [MistakeKind::TooMany]
+    );
+    assert_eq!(kinds(many(70_000).build()), [MistakeKind::TooMany]);
+}
+
+#[test]
+fn texts_that_nobody_has_checked_are_not_printed() {
+    let rule = Rule::new("authorization: Bearer s3cret");
+    assert!(!format!("{rule:?} {rule:#?}").contains("s3cret"));
+    // Name and URL in the wrong order.
+    let swapped = Upstream::builder("https://user:s3cret@up.example/", "up");
+    assert!(
+        !format!(
+            "{swapped:?} {:?} {}",
+            swapped.clone().build(),
+            swapped.clone().build().unwrap_err()
+        )
+        .contains("s3cret")
+    );
+    let guard = OriginGuardLayer::builder()
+        .allow_host("user:s3cret@host")
+        .allow_origin("https://app.example/cb?token=s3cret");
+    assert!(!format!("{guard:?}").contains("s3cret"));
+    let error = guard.build().unwrap_err();
+    assert!(!format!("{error:?} {error}").contains("s3cret"));
+}

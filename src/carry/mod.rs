@@ -70,6 +70,9 @@ impl Inbound {
     }
 
     /// Runs `f` with this inbound as the current one.
+    ///
+    /// Tasks that are *polled* inside see it too, whoever spawned them: never drive a runtime, a
+    /// `LocalSet` or a `FuturesUnordered` of several callers in it.
     pub fn sync_scope<R>(self, f: impl FnOnce() -> R) -> R {
         enter(&mut Some(self), f)
     }
@@ -132,9 +135,16 @@ impl<T> WithInbound<T> {
         }
     }
 
-    /// The inbound that it runs as.
-    pub(crate) fn inbound(&self) -> Option<&Inbound> {
-        self.scope.as_ref()
+    /// What `make` makes, which runs as `inbound` already.
+    pub(crate) fn of(inbound: Inbound, make: impl FnOnce() -> T) -> Self {
+        let mut scope = Some(inbound);
+        let inner = enter(&mut scope, make);
+        Self::new(inner, scope)
+    }
+
+    /// `other`, which runs as the same inbound.
+    pub(crate) fn beside<U>(self: Pin<&Self>, other: U) -> WithInbound<U> {
+        WithInbound::new(other, self.scope.clone())
     }
 }
 

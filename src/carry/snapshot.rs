@@ -19,6 +19,8 @@ use super::refusal::Slot;
 /// read the caller is then not called.
 #[derive(Clone, Default)]
 pub struct Inbound {
+    /// The names that were looked for; `None` where nobody looked, on behalf of nobody.
+    captured: Option<Arc<[HeaderName]>>,
     snapshot: Option<Arc<[Entry]>>,
     slot: Option<Slot>,
     session: Option<SessionKey>,
@@ -45,17 +47,27 @@ impl Inbound {
     #[must_use]
     pub const fn empty() -> Self {
         Self {
+            captured: None,
             snapshot: None,
             slot: None,
             session: None,
         }
     }
 
-    pub(crate) fn new(snapshot: Arc<[Entry]>) -> Self {
+    /// What was found under the names of `captured`.
+    pub(crate) fn new(captured: Arc<[HeaderName]>, found: Vec<Entry>) -> Self {
         Self {
-            snapshot: Some(snapshot),
+            captured: Some(captured),
+            snapshot: (!found.is_empty()).then(|| found.into()),
             ..Self::empty()
         }
+    }
+
+    /// Whether the absence of `name` says anything: it was looked for, or this is nobody.
+    pub(crate) fn knows(&self, name: &HeaderName) -> bool {
+        self.captured
+            .as_ref()
+            .is_none_or(|names| names.contains(name))
     }
 
     /// The inbound that was attached to a request's extensions; *empty* where there is none.
@@ -100,7 +112,7 @@ impl Inbound {
         self.entries().is_empty()
     }
 
-    /// Whether it is no more than [`Inbound::empty`]: not worth a place in the extensions.
+    /// Whether it holds nothing at all: not worth a place in the extensions.
     pub(crate) fn is_trivial(&self) -> bool {
         self.is_empty() && self.slot.is_none() && self.session.is_none()
     }
@@ -117,6 +129,7 @@ impl Inbound {
 impl fmt::Debug for Inbound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
+            captured: _,
             snapshot: _,
             slot: _,
             session: _,

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -17,7 +18,7 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::{
-    carry::{Entry, Inbound, InboundExt, WithInbound},
+    carry::{Entry, Inbound, WithInbound},
     error::{BuildError, Mistake, MistakeKind},
     reply::{self, Rejection},
     rules::{CompiledRule, Upstream, admission_forwarded, names},
@@ -38,8 +39,8 @@ const MAX_NOMINATED: usize = 9;
 /// # Rejected requests
 ///
 /// Answered with a JSON-RPC error body and **400**: a captured name on two lines (an ambiguous
-/// identity; `cookie`, which HTTP/2 splits by RFC 9113 section 8.2.3, is joined), and a
-/// `Connection` header that lists a captured name (RFC 9110 section 7.6.1 lets a caller remove
+/// identity; `cookie`, which HTTP/2 splits by RFC 9113 section 8.2.3, is joined) or with white space
+/// at an edge, and a `Connection` header that lists a captured name (RFC 9110 section 7.6.1 lets a caller remove
 /// headers so), that is not readable, or that lists ten names and more.
 #[derive(Clone, Debug)]
 #[must_use = "a layer works once it is put around a service"]
@@ -76,11 +77,20 @@ impl CaptureLayer {
 }
 
 /// Collects what a [`CaptureLayer`] reads.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "nothing is checked before `build`"]
 pub struct CaptureBuilder {
     upstreams: Vec<Upstream>,
     fan_out: Vec<String>,
+}
+
+impl fmt::Debug for CaptureBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the texts, which nobody has checked: one may hold a value.
+        f.debug_struct("CaptureBuilder")
+            .field("upstreams", &self.upstreams)
+            .finish_non_exhaustive()
+    }
 }
 
 impl CaptureBuilder {
@@ -231,10 +241,9 @@ where
         } else {
             inbound.clone().attach(request.extensions_mut());
         }
-        let future = inbound.clone().sync_scope(|| self.inner.call(request));
         CaptureFuture {
             state: State::Inner {
-                future: future.with_inbound(inbound),
+                future: WithInbound::of(inbound, || self.inner.call(request)),
             },
         }
     }
@@ -268,9 +277,8 @@ where
         match self.project().state.project() {
             StateProj::Inner { mut future } => {
                 let response = ready!(future.as_mut().poll(cx))?;
-                let inbound = future.inbound().cloned().unwrap_or_default();
                 Poll::Ready(Ok(
-                    response.map(|body| reply::Body::inner(body.with_inbound(inbound)))
+                    response.map(|body| reply::Body::inner(future.as_ref().beside(body)))
                 ))
             }
             StateProj::Rejected { rejection } => Poll::Ready(Ok(rejection.response())),
@@ -279,12 +287,12 @@ where
 }
 
 /// Takes a snapshot of `names`; or says why this request is rejected.
-fn capture(names: &[HeaderName], headers: &mut HeaderMap) -> Result<Inbound, String> {
+fn capture(names: &Arc<[HeaderName]>, headers: &mut HeaderMap) -> Result<Inbound, String> {
     if headers.contains_key(CONNECTION) {
         check_connection(names, headers)?;
     }
     let mut found = Vec::new();
-    for name in names {
+    for name in names.iter() {
         if let Some(value) = read(name, headers)? {
             found.push(Entry {
                 name: name.clone(),
@@ -292,11 +300,7 @@ fn capture(names: &[HeaderName], headers: &mut HeaderMap) -> Result<Inbound, Str
             });
         }
     }
-    Ok(if found.is_empty() {
-        Inbound::empty()
-    } else {
-        Inbound::new(found.into())
-    })
+    Ok(Inbound::new(Arc::clone(names), found))
 }
 
 /// The one value of `name`, sensitive from here on; an empty one is absent.
@@ -305,7 +309,17 @@ fn read(name: &HeaderName, headers: &mut HeaderMap) -> Result<Option<HeaderValue
         Some(value) => value.set_sensitive(true),
         None => return Ok(None),
     }
-    let lines = headers.get_all(name).iter().count();
+    let values = headers.get_all(name);
+    // HTTP/1 parsers trim; in HTTP/2 it is malformed (RFC 9113 section 8.2.1), and servers differ.
+    if values
+        .iter()
+        .any(|value| value.as_bytes() != value.as_bytes().trim_ascii())
+    {
+        return Err(format!(
+            "`{name}` begins or ends with white space; remove it"
+        ));
+    }
+    let lines = values.iter().count();
     if lines > 1 && name != COOKIE {
         return Err(format!("`{name}` came on {lines} lines; send it once"));
     }

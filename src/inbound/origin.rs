@@ -3,6 +3,7 @@
 //! It may not know rules or credentials.
 
 use std::{
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -162,11 +163,18 @@ fn parse_origin(text: &str) -> Option<Origin> {
 }
 
 /// Collects what an [`OriginGuardLayer`] allows.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "nothing is checked before `build`"]
 pub struct OriginGuardBuilder {
     hosts: Vec<String>,
     origins: Vec<String>,
+}
+
+impl fmt::Debug for OriginGuardBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the texts, which nobody has checked: one may hold a value.
+        f.debug_struct("OriginGuardBuilder").finish_non_exhaustive()
+    }
 }
 
 impl OriginGuardBuilder {
@@ -191,7 +199,7 @@ impl OriginGuardBuilder {
     pub fn build(self) -> Result<OriginGuardLayer, BuildError> {
         let mut mistakes = Vec::new();
         let mut allowed = Allowed::default();
-        for text in &self.hosts {
+        for (index, text) in self.hosts.iter().enumerate() {
             let plain = text.parse::<Authority>().is_ok() && !text.contains('*');
             match host_and_port(text).filter(|_| plain) {
                 Some((name, port)) => allowed.hosts.push(Host {
@@ -200,17 +208,21 @@ impl OriginGuardBuilder {
                 }),
                 None => mistakes.push(Mistake::new(
                     MistakeKind::InvalidHost,
-                    format!("{text:.64?} is no host; write `host`, `host:port` or `[::1]`"),
+                    format!(
+                        "allowed host {} is none; write `host`, `host:port` or `[::1]`",
+                        index + 1
+                    ),
                 )),
             }
         }
-        for text in &self.origins {
+        for (index, text) in self.origins.iter().enumerate() {
             match parse_origin(text).filter(|_| !text.contains('*')) {
                 Some(origin) => allowed.origins.push(origin),
                 None => mistakes.push(Mistake::new(
                     MistakeKind::InvalidOrigin,
                     format!(
-                        "{text:.64?} is no origin; write `scheme://host` or `scheme://host:port`"
+                        "allowed origin {} is none; write `scheme://host` or `scheme://host:port`",
+                        index + 1
                     ),
                 )),
             }

@@ -23,9 +23,12 @@ use crate::{
 ///
 /// A request is for the upstream where scheme, host and port are its own, and the path is its path
 /// or lies below it; others pass untouched. Upstreams of one client should not lie below each
-/// other. Every header that the upstream's configuration writes then has the merged value, or is
-/// removed. The caller is the inbound [attached](Inbound::attach) to the request, else the
-/// [current](Inbound::current) one.
+/// other. Every header that the upstream's configuration reads or writes is removed first, in any
+/// spelling of `-`, so a copy of the caller's headers cannot stand in for the merged ones.
+///
+/// The caller is the inbound [attached](Inbound::attach) to the request, else the
+/// [current](Inbound::current) one. A worker that sends requests of many callers is nobody's: start
+/// it by a plain spawn, and send each with `.with_inbound(Inbound::of(…))` its message.
 ///
 /// # Redirects
 ///
@@ -33,7 +36,8 @@ use crate::{
 /// 3xx that leaves the upstream (a [`RemovedLocation`] in the
 /// response's extensions has it), so that no follower above carries headers or the body away. Over
 /// a follower, and over reqwest's default client, custom names leak and nothing on our side can
-/// stop it: build that client with `redirect::Policy::none()`.
+/// stop it: build that client with `redirect::Policy::none()`. Keep such a client to its upstreams:
+/// another server that it is sent to can redirect *into* the upstream.
 ///
 /// # Errors
 ///

@@ -97,14 +97,17 @@ impl Outbound {
         self.lines.iter().map(|line| (&line.name, &line.value))
     }
 
-    /// Writes the headers into those of a request, in place of lines that it has of their names.
+    /// Writes the headers into those of a request.
+    ///
+    /// Whatever the request has under a name that the upstream's configuration reads or writes, in
+    /// any spelling of `-`, is removed first: a copy of the caller's headers, or a client's default.
     ///
     /// # Errors
     ///
     /// [`TooManyHeaders`](Kind::TooManyHeaders), and nothing is written, where the map cannot hold
     /// them (`http` allows 32,768 entries).
     pub fn apply(&self, headers: &mut HeaderMap) -> Result<(), OutboundError> {
-        reserve(&self.upstream, self.lines.len(), headers)?;
+        clear(&self.upstream, self.lines.len(), headers)?;
         for (name, value) in self.iter() {
             headers.insert(name.clone(), value.clone());
         }
@@ -135,24 +138,16 @@ impl fmt::Debug for Outbound {
     }
 }
 
-/// Merges straight into the headers of a request that is on its way, without a copy of a value.
-///
-/// Afterwards each name that the upstream's configuration writes has exactly the merged value, or
-/// none: whatever stood there before is gone. On an error the request must not be sent.
+/// Merges straight into the headers of a request that is on its way, as [`Outbound::apply`], but
+/// without a copy of a value. On an error the request must not be sent.
 fn merge_into(
     upstream: &Upstream,
     inbound: Option<&Inbound>,
     headers: &mut HeaderMap,
 ) -> Result<(), OutboundError> {
     let inbound = known(upstream, inbound)?;
-    reserve(
-        upstream,
-        upstream.rules().len() + upstream.lines().len(),
-        headers,
-    )?;
-    for rule in upstream.rules() {
-        headers.remove(&rule.target);
-    }
+    let lines = upstream.rules().len() + upstream.lines().len();
+    clear(upstream, lines, headers)?;
     for line in upstream.lines().iter() {
         headers.insert(line.name.clone(), line.value.clone());
     }
@@ -160,6 +155,18 @@ fn merge_into(
         if let Some(value) = resolve(upstream, rule, inbound)? {
             headers.insert(rule.target.clone(), value);
         }
+    }
+    Ok(())
+}
+
+/// Removes what stands under the upstream's names, and makes room for `lines`.
+fn clear(upstream: &Upstream, lines: usize, headers: &mut HeaderMap) -> Result<(), OutboundError> {
+    headers
+        .try_reserve(lines)
+        .map_err(|_| OutboundError::new(Kind::TooManyHeaders, upstream.name(), None))?;
+    let stale = headers.keys().filter(|name| upstream.governs(name));
+    for name in stale.cloned().collect::<Vec<_>>() {
+        headers.remove(name);
     }
     Ok(())
 }
@@ -177,16 +184,6 @@ fn known<'a>(
     }
 }
 
-fn reserve(
-    upstream: &Upstream,
-    additional: usize,
-    headers: &mut HeaderMap,
-) -> Result<(), OutboundError> {
-    headers
-        .try_reserve(additional)
-        .map_err(|_| OutboundError::new(Kind::TooManyHeaders, upstream.name(), None))
-}
-
 /// What `rule` makes of the caller's headers; `None` where the caller's value is absent or loses.
 fn resolve(
     upstream: &Upstream,
@@ -194,6 +191,9 @@ fn resolve(
     inbound: &Inbound,
 ) -> Result<Option<HeaderValue>, OutboundError> {
     let error = |kind| OutboundError::new(kind, upstream.name(), Some(&rule.source));
+    if !rule.reads().all(|name| inbound.knows(name)) {
+        return Err(error(Kind::NotCaptured));
+    }
     let admitted = rule
         .only_with
         .as_ref()
@@ -221,7 +221,10 @@ fn resolve(
 
 /// Whether the value is of a scheme that only works on the hop that it was made for.
 fn is_bound(value: &[u8]) -> bool {
-    let value = value.trim_ascii_start();
+    let start = value
+        .iter()
+        .position(|byte| !matches!(byte, b' ' | b'\t' | b','));
+    let value = &value[start.unwrap_or(value.len())..];
     let end = value
         .iter()
         .position(|byte| matches!(byte, b' ' | b'\t' | b','));

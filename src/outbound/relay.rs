@@ -45,7 +45,7 @@ const MCP_PARAM: &str = "mcp-param-";
 
 /// What the caller never sees of the upstream's answer: what is about the upstream's connection,
 /// and what would act on the proxy's own origin in a browser.
-static RESPONSE_ONLY_UPSTREAM: [HeaderName; 14] = [
+static RESPONSE_ONLY_UPSTREAM: [HeaderName; 20] = [
     header::CONNECTION,
     HeaderName::from_static("close"),
     HeaderName::from_static("keep-alive"),
@@ -60,6 +60,13 @@ static RESPONSE_ONLY_UPSTREAM: [HeaderName; 14] = [
     HeaderName::from_static("clear-site-data"),
     header::STRICT_TRANSPORT_SECURITY,
     header::REFRESH,
+    HeaderName::from_static("nel"),
+    HeaderName::from_static("report-to"),
+    HeaderName::from_static("reporting-endpoints"),
+    HeaderName::from_static("service-worker-allowed"),
+    // A web server in front of the proxy would send a file of its own instead.
+    HeaderName::from_static("x-accel-redirect"),
+    HeaderName::from_static("x-sendfile"),
 ];
 static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-"];
 
@@ -67,8 +74,8 @@ static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-"]
 ///
 /// It sends the upstream's URL, the headers of the MCP transport, and the merged ones; nothing
 /// else of the request. Bodies stream both ways, nothing is buffered, trailers are dropped, and
-/// nothing is ever repeated. Put [`CaptureLayer`](crate::CaptureLayer) around it. It needs a tokio
-/// runtime with its timer enabled.
+/// nothing is ever repeated. Put [`CaptureLayer`](crate::CaptureLayer) around it, with no worker in
+/// between that serves many callers. It needs a tokio runtime with its timer enabled.
 ///
 /// ```
 /// use axum::Router;
@@ -96,7 +103,7 @@ static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-"]
 /// | 400, 401 | a required header is missing; 401 with a challenge where it is `authorization` |
 /// | 400, 403 | the guard refused: [`OriginGuardLayer`] |
 /// | 405 | the method is none of POST, GET and DELETE |
-/// | 500 | no inbound is known: no `CaptureLayer` stands outside |
+/// | 500 | no inbound is known, or not for this upstream: a `CaptureLayer` outside is wrong or missing |
 /// | 502 | the upstream cannot be reached, or answered 1xx, 3xx or 407 |
 /// | 504 | no head of an answer came in time |
 ///
@@ -201,9 +208,9 @@ fn reject(error: &OutboundError) -> Rejection {
         OutboundErrorKind::Missing
         | OutboundErrorKind::Invalid
         | OutboundErrorKind::TooManyHeaders => StatusCode::BAD_REQUEST,
-        OutboundErrorKind::NoInbound | OutboundErrorKind::NotAbsolute => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        OutboundErrorKind::NoInbound
+        | OutboundErrorKind::NotCaptured
+        | OutboundErrorKind::NotAbsolute => StatusCode::INTERNAL_SERVER_ERROR,
     };
     let rejection = Rejection::new(status, error.to_string());
     if status == StatusCode::UNAUTHORIZED {

@@ -140,6 +140,13 @@ pub(crate) fn has_scheme(name: &HeaderName) -> bool {
     )
 }
 
+/// Whether `folded` is what [`folded`] makes of `name`.
+pub(crate) fn is_folded(name: &HeaderName, folded: &str) -> bool {
+    let fold = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    let name = name.as_str();
+    name.len() == folded.len() && name.bytes().map(fold).eq(folded.bytes())
+}
+
 /// `name` as servers see it that take `_` for `-`.
 pub(crate) fn folded(name: &HeaderName) -> String {
     name.as_str().replace('_', "-")

@@ -115,13 +115,12 @@ pub(crate) fn is_below(base: &str, path: &str) -> bool {
     })
 }
 
-/// Whether no reader of `path` could climb out of it: no dot segment and no hidden separator, not
-/// even percent-encoded or with a path parameter.
+/// Whether `path` has no segment that climbs, for any reader that we know of: not percent-encoded
+/// once or twice, overlong, cut by a path parameter or a control byte, nor behind a hidden separator.
 pub(crate) fn is_plain(path: &str) -> bool {
+    static TRICKS: [&str; 8] = ["\\", "%2f", "%5c", "%25", "%c0", "%c1", "%0", "%1"];
     let path = path.to_ascii_lowercase().replace("%2e", ".");
-    let climbs = |segment: &str| matches!(segment.split(';').next(), Some("." | ".."));
-    !path.contains('\\')
-        && !path.contains("%2f")
-        && !path.contains("%5c")
-        && !path.split('/').any(climbs)
+    let climbs =
+        |segment: &str| segment.starts_with("..") || matches!(segment.split(';').next(), Some("."));
+    !TRICKS.iter().any(|trick| path.contains(trick)) && !path.split('/').any(climbs)
 }

@@ -2,7 +2,7 @@
 //!
 //! A built upstream has no mistake in it. It may not know a caller's values.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use http::{HeaderName, HeaderValue, Uri};
 
@@ -12,6 +12,9 @@ use super::{
     rule::{CompiledRule, OnConflict, Rule},
 };
 use crate::error::{BuildError, Mistake, MistakeKind};
+
+/// How many headers one upstream can have: far from what a `HeaderMap` can hold.
+const MAX_LINES: usize = 256;
 
 /// One MCP server behind the proxy: its name, its URL and what may travel to it.
 ///
@@ -29,6 +32,8 @@ struct Inner {
     origin: Origin,
     rules: Vec<CompiledRule>,
     lines: Arc<[Line]>,
+    /// Every name in the rules and the static headers, folded.
+    governed: Vec<String>,
 }
 
 /// One header line of an outbound request.
@@ -89,6 +94,12 @@ impl Upstream {
         &self.inner.rules
     }
 
+    /// Whether the rules read or write `name` or write it statically, in any spelling of `-`.
+    pub(crate) fn governs(&self, name: &HeaderName) -> bool {
+        let mut governed = self.inner.governed.iter();
+        governed.any(|governed| names::is_folded(name, governed))
+    }
+
     /// The static headers.
     pub(crate) fn lines(&self) -> &Arc<[Line]> {
         &self.inner.lines
@@ -103,6 +114,7 @@ impl fmt::Debug for Upstream {
             origin,
             rules,
             lines,
+            governed: _,
         } = &*self.inner;
         let names: Vec<_> = lines.iter().map(|line| &line.name).collect();
         f.debug_struct("Upstream")
@@ -172,11 +184,24 @@ impl UpstreamBuilder {
     /// [`BuildError`] lists every mistake, each with the header that it is about: names that are
     /// not header names, [restricted](MistakeKind::Restricted) or [guarded](MistakeKind::Guarded),
     /// two values for one header, a static value that is empty, has spaces at an edge or holds
-    /// control bytes, a URL that is not `http` or `https` or has userinfo, a fragment or dot
+    /// control bytes, more than 256 rules and static headers, a URL that is not `http` or `https` or has userinfo, a fragment or dot
     /// segments, and a credential over clear text.
     pub fn build(self) -> Result<Upstream, BuildError> {
         let mut mistakes = Vec::new();
-        check_name(&self.name, &mut mistakes);
+        let mut subject = "an upstream".to_owned();
+        if is_name(&self.name) {
+            subject = format!("upstream `{}`", self.name);
+        } else {
+            mistakes.push(Mistake::new(
+                MistakeKind::InvalidUpstream,
+                "an upstream's name is made of `a-z`, `0-9` and `-`",
+            ));
+        }
+        if self.rules.len() + self.statics.len() > MAX_LINES {
+            let message = format!("more than {MAX_LINES} rules and static headers; use fewer");
+            mistakes.push(Mistake::new(MistakeKind::TooMany, message));
+            return Err(BuildError::new(subject, mistakes));
+        }
         let url = parse_url(&self.url, &mut mistakes);
         let rules: Vec<_> = self
             .rules
@@ -190,6 +215,15 @@ impl UpstreamBuilder {
             .collect();
         check_targets(&rules, &lines, &mut mistakes);
         check_admission(&rules, &mut mistakes);
+
+        let read = rules.iter().flat_map(CompiledRule::reads);
+        let written = rules.iter().map(|rule| &rule.target);
+        let fixed = lines.iter().map(|line| &line.name);
+        let governed: BTreeSet<_> = read
+            .chain(written)
+            .chain(fixed)
+            .map(names::folded)
+            .collect();
 
         let credentials = !rules.is_empty() || lines.iter().any(|line| names::guarded(&line.name));
         if let Some((_, origin)) = &url
@@ -212,32 +246,24 @@ impl UpstreamBuilder {
                     origin,
                     rules,
                     lines: lines.into(),
+                    governed: governed.into_iter().collect(),
                 }),
             }),
-            _ => Err(BuildError::new(
-                format!("upstream {:.64?}", self.name),
-                mistakes,
-            )),
+            _ => Err(BuildError::new(subject, mistakes)),
         }
     }
 }
 
 impl fmt::Debug for UpstreamBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UpstreamBuilder")
-            .field("name", &self.name)
-            .finish_non_exhaustive()
+        // Not the texts, which nobody has checked: one may hold a value.
+        f.debug_struct("UpstreamBuilder").finish_non_exhaustive()
     }
 }
 
-fn check_name(name: &str, mistakes: &mut Vec<Mistake>) {
+fn is_name(name: &str) -> bool {
     let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
-    if name.is_empty() || !name.bytes().all(allowed) {
-        mistakes.push(Mistake::new(
-            MistakeKind::InvalidUpstream,
-            "an upstream's name is made of `a-z`, `0-9` and `-`",
-        ));
-    }
+    !name.is_empty() && name.bytes().all(allowed)
 }
 
 fn parse_url(text: &str, mistakes: &mut Vec<Mistake>) -> Option<(Uri, Origin)> {
