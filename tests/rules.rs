@@ -385,7 +385,21 @@ fn nothing_printed_holds_a_value() {
     let built = upstream.clone().build().unwrap();
     let shown = format!("{upstream:?} {upstream:#?} {built:?} {built:#?} {built}");
     assert!(!shown.contains("s3cret"), "{shown}");
-    assert!(format!("{built:?}").contains("https://up.example/mcp"));
+    assert!(format!("{built:?}").contains("https://up.example/mcp,"));
+    for (url, shown) in [
+        (
+            "HTTPS://UP.example:443/mcp?k=s3cret",
+            "https://up.example/mcp ",
+        ),
+        ("http://localhost:80/", "http://localhost/ "),
+        ("https://up.example:80/", "https://up.example:80/ "),
+    ] {
+        let up = Upstream::builder("up", url).build().unwrap();
+        assert!(
+            format!("{up:?} ").replace(',', " ").contains(shown),
+            "{up:?}"
+        );
+    }
 }
 
 #[test]
