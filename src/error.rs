@@ -104,6 +104,10 @@ pub enum MistakeKind {
     Restricted,
     /// The header carries a credential: [`Rule::credential`](crate::Rule::credential) reads it.
     Guarded,
+    /// A header that has one value is to be sent on several lines.
+    SingleValued,
+    /// An attested header is attested twice, or read by no rule.
+    Attested,
     /// Two names differ only by `_` and `-`.
     Ambiguous,
     /// Two rules, or two static headers, write the same header.
@@ -277,4 +281,17 @@ pub enum ConnectErrorKind {
     Outbound(OutboundErrorKind),
     /// The factory failed; the error's source is its own.
     Create,
+}
+
+/// A handler asked for the [`Inbound`](crate::Inbound) of a request that no capture layer saw.
+#[cfg(feature = "axum")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no inbound here: put `CaptureLayer` around the router")]
+pub struct MissingInbound(());
+
+#[cfg(feature = "axum")]
+impl MissingInbound {
+    pub(crate) const fn new() -> Self {
+        Self(())
+    }
 }

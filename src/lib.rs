@@ -70,18 +70,22 @@
 //!
 //! # Features
 //!
-//! None is on by default. `tracing`: events about what [`Relay`] could not deliver.
+//! None is on by default. `tracing`: events, what is as it should be at DEBUG, what is not at WARN.
+//! `axum`: [`Inbound`] as an extractor.
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod carry;
 mod error;
+mod events;
 pub mod inbound;
 pub mod outbound;
 pub mod reply;
 mod rules;
 
 pub use carry::{Inbound, InboundExt, WithInbound, task};
+#[cfg(feature = "axum")]
+pub use error::MissingInbound;
 pub use error::{
     BuildError, ConnectError, ConnectErrorKind, Mistake, MistakeKind, OutboundError,
     OutboundErrorKind,

@@ -5,6 +5,7 @@
 
 use std::{
     borrow::Cow,
+    fmt,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -89,6 +90,12 @@ pub(crate) struct Rejection {
     status: StatusCode,
     message: Cow<'static, str>,
     header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.status.as_u16(), self.message)
+    }
 }
 
 impl Rejection {

@@ -20,7 +20,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 pub use snapshot::Inbound;
-pub(crate) use snapshot::{Entry, SessionKey};
+pub(crate) use snapshot::{Entry, SessionKey, compact};
 
 thread_local! {
     static CURRENT: Cell<Scope> = const { Cell::new(None) };
@@ -101,6 +101,12 @@ pub trait InboundExt: Sized {
     fn with_current_inbound(self) -> WithInbound<Self> {
         WithInbound::new(self, Inbound::current())
     }
+
+    /// Runs `self` with no inbound: for pools, caches and actors that one caller's request happens
+    /// to start, and that must not keep its caller.
+    fn detached(self) -> WithInbound<Self> {
+        WithInbound::new(self, None)
+    }
 }
 
 impl<T> InboundExt for T {}
@@ -115,6 +121,7 @@ pin_project! {
         #[pin]
         inner: Option<T>,
         scope: Scope,
+        compact: bool,
     }
 
     impl<T> PinnedDrop for WithInbound<T> {
@@ -132,6 +139,7 @@ impl<T> WithInbound<T> {
         Self {
             inner: Some(inner),
             scope,
+            compact: false,
         }
     }
 
@@ -202,7 +210,15 @@ impl<T: Body> Body for WithInbound<T> {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = self.project();
         match this.inner.as_pin_mut() {
-            Some(inner) => enter(this.scope, || inner.poll_frame(cx)),
+            Some(inner) => {
+                let frame = enter(this.scope, || inner.poll_frame(cx));
+                // An event stream can wait for hours, and its caller's values with it.
+                if frame.is_pending() && !*this.compact {
+                    *this.scope = this.scope.as_ref().map(Inbound::compact);
+                    *this.compact = true;
+                }
+                frame
+            }
             None => Poll::Ready(None),
         }
     }

@@ -26,10 +26,14 @@ pub struct Inbound {
     session: Option<SessionKey>,
 }
 
+/// One line that was found.
 #[derive(Clone)]
 pub(crate) struct Entry {
-    pub(crate) name: HeaderName,
+    /// The place of its name among the captured ones.
+    pub(crate) name: usize,
     pub(crate) value: HeaderValue,
+    /// Whether the embedder vouches for it, and not the caller.
+    pub(crate) attested: bool,
 }
 
 /// Which front session a request belongs to: opaque, never a header, never printed.
@@ -55,10 +59,10 @@ impl Inbound {
     }
 
     /// What was found under the names of `captured`.
-    pub(crate) fn new(captured: Arc<[HeaderName]>, found: Vec<Entry>) -> Self {
+    pub(crate) fn new(captured: Arc<[HeaderName]>, snapshot: Option<Arc<[Entry]>>) -> Self {
         Self {
             captured: Some(captured),
-            snapshot: (!found.is_empty()).then(|| found.into()),
+            snapshot,
             ..Self::empty()
         }
     }
@@ -92,24 +96,59 @@ impl Inbound {
         extensions.remove::<Attached>();
     }
 
-    /// The value captured under `name`.
+    /// The value captured under `name`; the first line, where a rule takes [several].
+    ///
+    /// [several]: crate::Rule::multi
     #[must_use]
     pub fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
-        self.iter()
-            .find_map(|(found, value)| (found == name).then_some(value))
+        self.entries(name).next().map(|entry| &entry.value)
     }
 
-    /// What was captured.
+    /// Every line that was captured.
     pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
-        self.entries()
+        let names = self.names();
+        let lines = self.lines().iter();
+        lines.filter_map(move |entry| Some((names.get(entry.name)?, &entry.value)))
+    }
+
+    /// A copy whose values are in memory of their own: for whatever outlives the request.
+    ///
+    /// A value as it came holds on to the whole read buffer of its HTTP/1 connection, 8 KiB and more.
+    #[must_use]
+    pub fn compact(&self) -> Self {
+        let copy = |entry: &Entry| Entry {
+            value: compact(&entry.value),
+            ..entry.clone()
+        };
+        let Self {
+            captured,
+            snapshot,
+            slot: _,
+            session,
+        } = self;
+        Self {
+            captured: captured.clone(),
+            snapshot: snapshot
+                .as_ref()
+                .map(|lines| lines.iter().map(copy).collect()),
+            // Whoever keeps it longer than the request has nobody to answer any more.
+            slot: None,
+            session: session.clone(),
+        }
+    }
+
+    /// The lines under `name`, in the order in which they came.
+    pub(crate) fn entries(&self, name: &HeaderName) -> impl Iterator<Item = &Entry> {
+        let names = self.names();
+        self.lines()
             .iter()
-            .map(|entry| (&entry.name, &entry.value))
+            .filter(move |entry| names.get(entry.name) == Some(name))
     }
 
     /// Whether nothing was captured.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries().is_empty()
+        self.lines().is_empty()
     }
 
     /// Whether it holds nothing at all: not worth a place in the extensions.
@@ -121,7 +160,11 @@ impl Inbound {
         self.session.as_ref()
     }
 
-    fn entries(&self) -> &[Entry] {
+    fn names(&self) -> &[HeaderName] {
+        self.captured.as_deref().unwrap_or_default()
+    }
+
+    fn lines(&self) -> &[Entry] {
         self.snapshot.as_deref().unwrap_or_default()
     }
 }
@@ -139,4 +182,11 @@ impl fmt::Debug for Inbound {
             .entries(self.iter().map(|(name, _)| name))
             .finish()
     }
+}
+
+/// A copy in memory of its own, and sensitive as it was.
+pub(crate) fn compact(value: &HeaderValue) -> HeaderValue {
+    let mut copy = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
+    copy.set_sensitive(true);
+    copy
 }

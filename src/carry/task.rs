@@ -20,6 +20,20 @@ where
     tokio::spawn(future.with_current_inbound())
 }
 
+/// [`tokio::task::spawn_local`], with the current inbound.
+///
+/// # Panics
+///
+/// Like [`tokio::task::spawn_local`], outside a [`LocalSet`](tokio::task::LocalSet).
+#[track_caller]
+pub fn spawn_local<F>(future: F) -> JoinHandle<F::Output>
+where
+    F: Future + 'static,
+    F::Output: 'static,
+{
+    tokio::task::spawn_local(future.with_current_inbound())
+}
+
 /// [`tokio::task::spawn_blocking`], with the current inbound.
 ///
 /// # Panics

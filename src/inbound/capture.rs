@@ -1,8 +1,9 @@
-//! `CaptureLayer`: reads what the rules name from each request, and runs the service as that caller.
+//! `CaptureLayer`: runs the service as the caller of each request, with what the rules read.
 //!
-//! It may not know where the headers go.
+//! What is read, and when a request is rejected, is `read.rs`. It may not know where the headers go.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     pin::Pin,
@@ -10,22 +11,24 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode,
-    header::{CONNECTION, COOKIE, Entry as MapEntry},
-};
+use http::{HeaderName, Request, Response, request::Parts};
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
+use super::read::{Attest, Reader, Source};
 use crate::{
-    carry::{Entry, Inbound, WithInbound},
+    carry::{Inbound, WithInbound},
     error::{BuildError, Mistake, MistakeKind},
+    events,
     reply::{self, Rejection},
     rules::{CompiledRule, Upstream, admission_forwarded, names},
 };
 
-/// How many header names `Connection` may list, `close`, `keep-alive` and `upgrade` aside.
-const MAX_NOMINATED: usize = 9;
+/// How long one captured value may be, unless set otherwise, in bytes.
+const MAX_VALUE: usize = 16 * 1024;
+
+/// How long all captured values together may be, unless set otherwise, in bytes.
+const MAX_TOTAL: usize = 64 * 1024;
 
 /// Captures the caller's headers, of those that the rules read, and makes them current.
 ///
@@ -38,14 +41,19 @@ const MAX_NOMINATED: usize = 9;
 ///
 /// # Rejected requests
 ///
-/// Answered with a JSON-RPC error body and **400**: a captured name on two lines (an ambiguous
-/// identity; `cookie`, which HTTP/2 splits by RFC 9113 section 8.2.3, is joined) or with white space
-/// at an edge, and a `Connection` header that lists a captured name (RFC 9110 section 7.6.1 lets a caller remove
-/// headers so), that is not readable, or that lists ten names and more.
+/// With a JSON-RPC error body:
+///
+/// | status | when |
+/// |---|---|
+/// | 400 | a captured name came on two lines: an ambiguous identity, unless every rule that reads it is [`multi`](crate::Rule::multi); `cookie`, which HTTP/2 splits, is joined (RFC 9113 section 8.2.3) |
+/// | 400 | a captured value has white space at an edge |
+/// | 400 | `Connection` lists a captured name (RFC 9110 section 7.6.1 lets a caller remove headers so), is not readable, or lists ten names and more |
+/// | 431 | a captured value is longer than 16 KiB, or all together than 64 KiB; nothing is truncated |
+/// | 500 | an [attested](CaptureBuilder::attest) value is no header value, or too long |
 #[derive(Clone, Debug)]
 #[must_use = "a layer works once it is put around a service"]
 pub struct CaptureLayer {
-    names: Arc<[HeaderName]>,
+    reader: Arc<Reader>,
 }
 
 impl CaptureLayer {
@@ -64,7 +72,22 @@ impl CaptureLayer {
     pub fn for_upstreams<'a>(upstreams: impl IntoIterator<Item = &'a Upstream>) -> CaptureBuilder {
         CaptureBuilder {
             upstreams: upstreams.into_iter().cloned().collect(),
-            fan_out: Vec::new(),
+            ..CaptureBuilder::new()
+        }
+    }
+
+    /// Captures `names`, for upstreams that are not known when the layer is built.
+    ///
+    /// What may be forwarded is still said by each upstream's rules, but what
+    /// [`for_upstreams`](Self::for_upstreams) checks between upstreams cannot be checked, and every
+    /// name is single-valued.
+    pub fn for_names(names: impl IntoIterator<Item = impl AsRef<str>>) -> CaptureBuilder {
+        CaptureBuilder {
+            names: names
+                .into_iter()
+                .map(|name| name.as_ref().to_owned())
+                .collect(),
+            ..CaptureBuilder::new()
         }
     }
 
@@ -72,7 +95,7 @@ impl CaptureLayer {
     /// stands outside, should know.
     #[must_use]
     pub fn names(&self) -> &[HeaderName] {
-        &self.names
+        self.reader.names()
     }
 }
 
@@ -81,7 +104,11 @@ impl CaptureLayer {
 #[must_use = "nothing is checked before `build`"]
 pub struct CaptureBuilder {
     upstreams: Vec<Upstream>,
+    names: Vec<String>,
     fan_out: Vec<String>,
+    attested: Vec<(String, Attest)>,
+    max_value: usize,
+    max_total: usize,
 }
 
 impl fmt::Debug for CaptureBuilder {
@@ -94,6 +121,17 @@ impl fmt::Debug for CaptureBuilder {
 }
 
 impl CaptureBuilder {
+    fn new() -> Self {
+        Self {
+            upstreams: Vec::new(),
+            names: Vec::new(),
+            fan_out: Vec::new(),
+            attested: Vec::new(),
+            max_value: MAX_VALUE,
+            max_total: MAX_TOTAL,
+        }
+    }
+
     /// Lets upstreams of different origins read the same `authorization`, `cookie` or
     /// `proxy-authorization`.
     ///
@@ -103,21 +141,75 @@ impl CaptureBuilder {
         self
     }
 
+    /// Takes the header `name` from `value` instead of from the caller.
+    ///
+    /// For what your authentication has verified: it stands outside this layer and leaves its result
+    /// in the request's extensions. The caller's own lines of that name are removed from the request
+    /// and replaced; where `value` gives nothing, the header is absent. A value that is no header
+    /// value or too long is answered with 500.
+    ///
+    /// ```
+    /// use mcp_forward::{CaptureLayer, Upstream};
+    ///
+    /// #[derive(Clone)]
+    /// struct Subject(String);
+    ///
+    /// let search = Upstream::builder("search", "https://search.example/mcp")
+    ///     .allow("x-mcp-subject")
+    ///     .build()?;
+    /// let layer = CaptureLayer::for_upstreams([&search])
+    ///     .attest("x-mcp-subject", |parts| {
+    ///         let subject = parts.extensions.get::<Subject>()?;
+    ///         Some(subject.0.as_str().into())
+    ///     })
+    ///     .build()?;
+    /// # let _ = layer;
+    /// # Ok::<_, mcp_forward::BuildError>(())
+    /// ```
+    pub fn attest<F>(mut self, name: impl AsRef<str>, value: F) -> Self
+    where
+        F: for<'a> Fn(&'a Parts) -> Option<Cow<'a, str>> + Send + Sync + 'static,
+    {
+        self.attested
+            .push((name.as_ref().to_owned(), Arc::new(value)));
+        self
+    }
+
+    /// How long one captured value may be, in bytes; 16 KiB by default.
+    pub fn max_value(self, bytes: usize) -> Self {
+        Self {
+            max_value: bytes,
+            ..self
+        }
+    }
+
+    /// How long all captured values together may be, in bytes; 64 KiB by default.
+    pub fn max_total(self, bytes: usize) -> Self {
+        Self {
+            max_total: bytes,
+            ..self
+        }
+    }
+
     /// Checks the upstreams against each other.
     ///
     /// # Errors
     ///
     /// [`BuildError`] lists every mistake: two upstreams of one name, sources that differ only by
-    /// `_` and `-`, a header that admits callers to the proxy and is forwarded, and a guarded
-    /// header that upstreams of different origins read, unless that is
-    /// [allowed](Self::allow_fan_out).
+    /// `_` and `-`, a header that admits callers to the proxy and is forwarded, a guarded header that
+    /// upstreams of different origins read, unless that is [allowed](Self::allow_fan_out), and an
+    /// attested header that is restricted, or that no rule reads.
     pub fn build(self) -> Result<CaptureLayer, BuildError> {
         let mut mistakes = Vec::new();
         self.check_upstreams(&mut mistakes);
-        let names = self.check_names(&mut mistakes);
+        let mut sources = self.check_sources(&mut mistakes);
         self.check_fan_out(&mut mistakes);
+        self.check_attested(&mut sources, &mut mistakes);
         if mistakes.is_empty() {
-            Ok(CaptureLayer { names })
+            let reader = Reader::new(sources, self.max_value, self.max_total);
+            Ok(CaptureLayer {
+                reader: Arc::new(reader),
+            })
         } else {
             Err(BuildError::new("the capture layer", mistakes))
         }
@@ -140,30 +232,49 @@ impl CaptureBuilder {
         }
     }
 
-    /// Every name that the rules read.
-    fn check_names(&self, mistakes: &mut Vec<Mistake>) -> Arc<[HeaderName]> {
-        let admissions: BTreeSet<_> = self
-            .rules()
-            .filter_map(|(_, rule)| rule.only_with.as_ref())
-            .map(HeaderName::as_str)
-            .collect();
-        let mut names = BTreeMap::new();
+    /// Everything that is read, by its folded name.
+    fn check_sources(&self, mistakes: &mut Vec<Mistake>) -> BTreeMap<String, (HeaderName, Source)> {
+        let mut admissions = BTreeSet::new();
+        let mut read = Vec::new();
+        for text in &self.names {
+            match names::forwardable(text) {
+                Ok(name) => read.push((name, false)),
+                Err(mistake) => mistakes.push(mistake),
+            }
+        }
+        for (_, rule) in self.rules() {
+            read.push((rule.source.clone(), rule.multi));
+            if let Some(admission) = &rule.only_with {
+                read.push((admission.clone(), false));
+                admissions.insert(admission.as_str());
+            }
+        }
         for (_, rule) in self.rules() {
             if admissions.contains(rule.source.as_str()) {
                 mistakes.push(admission_forwarded(&rule.source));
             }
-            for name in rule.reads() {
-                let earlier = names.insert(names::folded(name), name);
-                if let Some(earlier) = earlier.filter(|earlier| *earlier != name) {
-                    mistakes.push(Mistake::of(
-                        MistakeKind::Ambiguous,
-                        name,
-                        format!("and `{earlier}` are one header to many servers; read one of them"),
-                    ));
+        }
+        let mut sources = BTreeMap::<_, (HeaderName, Source)>::new();
+        for (name, multi) in read {
+            let source = if multi {
+                Source::Lines
+            } else {
+                Source::of(&name)
+            };
+            match sources.get_mut(&names::folded(&name)) {
+                Some((earlier, _)) if *earlier != name => mistakes.push(Mistake::of(
+                    MistakeKind::Ambiguous,
+                    &name,
+                    format!("and `{earlier}` are one header to many servers; read one of them"),
+                )),
+                Some((_, earlier)) if !multi => *earlier = source,
+                Some(_) => {}
+                None => {
+                    sources.insert(names::folded(&name), (name, source));
                 }
             }
         }
-        names.into_values().cloned().collect()
+        sources
     }
 
     /// One upstream could replay a credential at another that takes the same.
@@ -194,6 +305,32 @@ impl CaptureBuilder {
             }
         }
     }
+
+    /// An attested header replaces the caller's, so somebody has to read it, and one has to give it.
+    fn check_attested(
+        &self,
+        sources: &mut BTreeMap<String, (HeaderName, Source)>,
+        mistakes: &mut Vec<Mistake>,
+    ) {
+        for (text, attest) in &self.attested {
+            let name = match names::forwardable(text) {
+                Ok(name) => name,
+                Err(mistake) => {
+                    mistakes.push(mistake);
+                    continue;
+                }
+            };
+            let wrong = match sources.get_mut(&names::folded(&name)) {
+                Some((read, Source::Attested(_))) if *read == name => "is attested twice; keep one",
+                Some((read, source)) if *read == name => {
+                    *source = Source::Attested(Arc::clone(attest));
+                    continue;
+                }
+                _ => "is attested, and no rule reads it; remove one or add the other",
+            };
+            mistakes.push(Mistake::of(MistakeKind::Attested, &name, wrong));
+        }
+    }
 }
 
 impl<S> Layer<S> for CaptureLayer {
@@ -202,7 +339,7 @@ impl<S> Layer<S> for CaptureLayer {
     fn layer(&self, inner: S) -> Self::Service {
         Capture {
             inner,
-            names: Arc::clone(&self.names),
+            reader: Arc::clone(&self.reader),
         }
     }
 }
@@ -211,7 +348,7 @@ impl<S> Layer<S> for CaptureLayer {
 #[derive(Clone, Debug)]
 pub struct Capture<S> {
     inner: S,
-    names: Arc<[HeaderName]>,
+    reader: Arc<Reader>,
 }
 
 impl<S, B, R> Service<Request<B>> for Capture<S>
@@ -226,16 +363,17 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let inbound = match capture(&self.names, request.headers_mut()) {
-            Ok(inbound) => inbound,
-            Err(message) => {
-                let rejection = Rejection::new(StatusCode::BAD_REQUEST, message);
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (mut request, inbound) = match self.reader.read(request) {
+            Ok(read) => read,
+            Err(rejection) => {
+                events::rejected("capture", &rejection);
                 return CaptureFuture {
                     state: State::Rejected { rejection },
                 };
             }
         };
+        events::captured(&inbound);
         if inbound.is_trivial() {
             Inbound::detach(request.extensions_mut());
         } else {
@@ -284,99 +422,4 @@ where
             StateProj::Rejected { rejection } => Poll::Ready(Ok(rejection.response())),
         }
     }
-}
-
-/// Takes a snapshot of `names`; or says why this request is rejected.
-fn capture(names: &Arc<[HeaderName]>, headers: &mut HeaderMap) -> Result<Inbound, String> {
-    if headers.contains_key(CONNECTION) {
-        check_connection(names, headers)?;
-    }
-    let mut found = Vec::new();
-    for name in names.iter() {
-        if let Some(value) = read(name, headers)? {
-            found.push(Entry {
-                name: name.clone(),
-                value,
-            });
-        }
-    }
-    Ok(Inbound::new(Arc::clone(names), found))
-}
-
-/// The one value of `name`, sensitive from here on; an empty one is absent.
-fn read(name: &HeaderName, headers: &mut HeaderMap) -> Result<Option<HeaderValue>, String> {
-    match headers.get_mut(name) {
-        Some(value) => value.set_sensitive(true),
-        None => return Ok(None),
-    }
-    let values = headers.get_all(name);
-    // HTTP/1 parsers trim; in HTTP/2 it is malformed (RFC 9113 section 8.2.1), and servers differ.
-    if values
-        .iter()
-        .any(|value| value.as_bytes() != value.as_bytes().trim_ascii())
-    {
-        return Err(format!(
-            "`{name}` begins or ends with white space; remove it"
-        ));
-    }
-    let lines = values.iter().count();
-    if lines > 1 && name != COOKIE {
-        return Err(format!("`{name}` came on {lines} lines; send it once"));
-    }
-    let value = if lines > 1 {
-        join_cookies(headers)?
-    } else {
-        headers.get(name).cloned()
-    };
-    Ok(value.filter(|value| !value.is_empty()))
-}
-
-/// HTTP/2 splits `cookie` into lines: RFC 9113 section 8.2.3 says how to join them.
-fn join_cookies(headers: &mut HeaderMap) -> Result<Option<HeaderValue>, String> {
-    let mut joined = Vec::new();
-    if let MapEntry::Occupied(mut lines) = headers.entry(COOKIE) {
-        for value in lines.iter_mut() {
-            value.set_sensitive(true);
-            if !joined.is_empty() && !value.is_empty() {
-                joined.extend_from_slice(b"; ");
-            }
-            joined.extend_from_slice(value.as_bytes());
-        }
-    }
-    let mut value = HeaderValue::from_maybe_shared(joined)
-        .map_err(|_| "the lines of `cookie` cannot be joined; send one".to_owned())?;
-    value.set_sensitive(true);
-    Ok(Some(value))
-}
-
-/// RFC 9110 section 7.6.1 makes every header that `Connection` lists one of this hop only.
-fn check_connection(names: &[HeaderName], headers: &HeaderMap) -> Result<(), String> {
-    let mut nominated = 0;
-    for line in headers.get_all(CONNECTION) {
-        let Ok(line) = line.to_str() else {
-            return Err("`connection` is not readable; send header names".to_owned());
-        };
-        let tokens = line
-            .split(',')
-            .map(str::trim)
-            .filter(|token| !token.is_empty());
-        for token in tokens {
-            if let Some(name) = names
-                .iter()
-                .find(|name| token.eq_ignore_ascii_case(name.as_str()))
-            {
-                return Err(format!("`connection` lists `{name}`; remove it from there"));
-            }
-            let usual = ["close", "keep-alive", "upgrade"];
-            if !usual.iter().any(|usual| token.eq_ignore_ascii_case(usual)) {
-                nominated += 1;
-            }
-        }
-    }
-    if nominated > MAX_NOMINATED {
-        return Err(format!(
-            "`connection` lists {nominated} names; send at most {MAX_NOMINATED}"
-        ));
-    }
-    Ok(())
 }

@@ -19,6 +19,7 @@ use tower::{Layer, Service};
 
 use crate::{
     error::{BuildError, Mistake, MistakeKind},
+    events,
     reply::{self, Rejection},
     rules::place::{Origin, host_and_port, is_loopback},
 };
@@ -273,7 +274,10 @@ where
                 Ok(()) => State::Inner {
                     future: self.inner.call(request),
                 },
-                Err(rejection) => State::Rejected { rejection },
+                Err(rejection) => {
+                    events::rejected("origin guard", &rejection);
+                    State::Rejected { rejection }
+                }
             },
         }
     }

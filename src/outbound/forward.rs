@@ -16,6 +16,7 @@ use super::merge_into;
 use crate::{
     carry::Inbound,
     error::{OutboundError, OutboundErrorKind},
+    events,
     rules::{Upstream, place},
 };
 
@@ -180,6 +181,7 @@ impl Scope {
             && let Some(mut location) = response.headers_mut().remove(LOCATION)
         {
             location.set_sensitive(true);
+            events::location_removed(&self.upstream, response.status(), &location);
             response.extensions_mut().insert(RemovedLocation(location));
         }
     }

@@ -21,8 +21,9 @@ pub use forward::{Forward, ForwardFuture, RemovedLocation};
 pub use relay::RelayFuture;
 
 use crate::{
-    carry::{Inbound, SessionKey},
+    carry::{Inbound, SessionKey, compact},
     error::{OutboundError, OutboundErrorKind as Kind},
+    events,
     rules::{CompiledRule, Line, OnConflict, Provenance, Upstream},
 };
 
@@ -59,17 +60,20 @@ impl Outbound {
         upstream: &Upstream,
         inbound: Option<&Inbound>,
     ) -> Result<Self, OutboundError> {
+        Self::try_merge(upstream, inbound).inspect_err(events::not_merged)
+    }
+
+    fn try_merge(upstream: &Upstream, inbound: Option<&Inbound>) -> Result<Self, OutboundError> {
         let inbound = known(upstream, inbound)?;
         let mut lines = Vec::new();
         for rule in upstream.rules() {
-            let Some(value) = resolve(upstream, rule, inbound)? else {
-                continue;
-            };
-            lines.push(Line {
-                name: rule.target.clone(),
-                value: compact(&value),
-                provenance: Provenance::Caller,
-            });
+            resolve(upstream, rule, inbound, |value, provenance| {
+                lines.push(Line {
+                    name: rule.target.clone(),
+                    value: compact(&value),
+                    provenance,
+                });
+            })?;
         }
         let lines = if lines.is_empty() {
             Arc::clone(upstream.lines())
@@ -92,7 +96,7 @@ impl Outbound {
         &self.upstream
     }
 
-    /// The headers, each name once. The values are [sensitive](HeaderValue::set_sensitive).
+    /// The headers, line by line. The values are [sensitive](HeaderValue::set_sensitive).
     pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
         self.lines.iter().map(|line| (&line.name, &line.value))
     }
@@ -109,7 +113,7 @@ impl Outbound {
     pub fn apply(&self, headers: &mut HeaderMap) -> Result<(), OutboundError> {
         clear(&self.upstream, self.lines.len(), headers)?;
         for (name, value) in self.iter() {
-            headers.insert(name.clone(), value.clone());
+            headers.append(name.clone(), value.clone());
         }
         Ok(())
     }
@@ -117,9 +121,11 @@ impl Outbound {
     /// The headers as a map.
     #[must_use]
     pub fn to_header_map(&self) -> HeaderMap {
-        self.iter()
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect()
+        let mut headers = HeaderMap::with_capacity(self.lines.len());
+        for (name, value) in self.iter() {
+            headers.append(name.clone(), value.clone());
+        }
+        headers
     }
 }
 
@@ -145,15 +151,27 @@ fn merge_into(
     inbound: Option<&Inbound>,
     headers: &mut HeaderMap,
 ) -> Result<(), OutboundError> {
+    try_merge_into(upstream, inbound, headers).inspect_err(events::not_merged)?;
+    events::injected(upstream, headers);
+    Ok(())
+}
+
+fn try_merge_into(
+    upstream: &Upstream,
+    inbound: Option<&Inbound>,
+    headers: &mut HeaderMap,
+) -> Result<(), OutboundError> {
     let inbound = known(upstream, inbound)?;
     let lines = upstream.rules().len() + upstream.lines().len();
     clear(upstream, lines, headers)?;
-    for line in upstream.lines().iter() {
-        headers.insert(line.name.clone(), line.value.clone());
-    }
     for rule in upstream.rules() {
-        if let Some(value) = resolve(upstream, rule, inbound)? {
-            headers.insert(rule.target.clone(), value);
+        resolve(upstream, rule, inbound, |value, _| {
+            headers.append(rule.target.clone(), value);
+        })?;
+    }
+    for line in upstream.lines().iter() {
+        if !headers.contains_key(&line.name) {
+            headers.insert(line.name.clone(), line.value.clone());
         }
     }
     Ok(())
@@ -184,39 +202,52 @@ fn known<'a>(
     }
 }
 
-/// What `rule` makes of the caller's headers; `None` where the caller's value is absent or loses.
+/// Gives `write` what `rule` makes of the caller's header, line by line; nothing where it is absent
+/// or loses.
 fn resolve(
     upstream: &Upstream,
     rule: &CompiledRule,
     inbound: &Inbound,
-) -> Result<Option<HeaderValue>, OutboundError> {
+    mut write: impl FnMut(HeaderValue, Provenance),
+) -> Result<(), OutboundError> {
     let error = |kind| OutboundError::new(kind, upstream.name(), Some(&rule.source));
     if !rule.reads().all(|name| inbound.knows(name)) {
         return Err(error(Kind::NotCaptured));
     }
-    let admitted = rule
-        .only_with
-        .as_ref()
-        .is_none_or(|name| inbound.get(name).is_some());
-    let Some(value) = inbound.get(&rule.source).filter(|_| admitted) else {
+    let admission = rule.only_with.as_ref();
+    let admitted = admission.is_none_or(|name| inbound.get(name).is_some());
+    let mut lines = inbound
+        .entries(&rule.source)
+        .filter(|_| admitted)
+        .peekable();
+    if lines.peek().is_none() {
         return if rule.required {
             Err(error(Kind::Missing))
         } else {
-            Ok(None)
+            Ok(())
         };
-    };
-    let loses = || upstream.lines().iter().any(|line| line.name == rule.target);
-    if rule.on_conflict == Some(OnConflict::Static) && loses() {
-        return Ok(None);
     }
-    if rule.has_scheme && is_bound(value.as_bytes()) {
-        return Err(error(Kind::Invalid));
+    let is_static = || upstream.lines().iter().any(|line| line.name == rule.target);
+    if rule.on_conflict == Some(OnConflict::Static) && is_static() {
+        return Ok(());
     }
-    if rule.bearer {
-        bearer(value).map(Some).ok_or_else(|| error(Kind::Invalid))
-    } else {
-        Ok(Some(value.clone()))
+    for line in lines {
+        if rule.has_scheme && is_bound(line.value.as_bytes()) {
+            return Err(error(Kind::Invalid));
+        }
+        let value = if rule.bearer {
+            bearer(&line.value).ok_or_else(|| error(Kind::Invalid))?
+        } else {
+            line.value.clone()
+        };
+        let provenance = if line.attested {
+            Provenance::Attested
+        } else {
+            Provenance::Caller
+        };
+        write(value, provenance);
     }
+    Ok(())
 }
 
 /// Whether the value is of a scheme that only works on the hop that it was made for.
@@ -262,13 +293,6 @@ fn is_token68(bytes: &[u8]) -> bool {
     let token = &bytes[..bytes.len() - padding];
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
     !token.is_empty() && token.iter().all(allowed)
-}
-
-/// A copy in memory of its own: a clone would keep the connection's whole read buffer.
-fn compact(value: &HeaderValue) -> HeaderValue {
-    let mut copy = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
-    copy.set_sensitive(true);
-    copy
 }
 
 pin_project! {

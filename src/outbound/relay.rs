@@ -11,7 +11,7 @@ use std::{
 };
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderName, Method, Request, Response, StatusCode,
     header::{self, ALLOW, AUTHORIZATION, CONNECTION, LOCATION, WWW_AUTHENTICATE},
 };
 use pin_project_lite::pin_project;
@@ -22,6 +22,7 @@ use super::{Body, merge_into};
 use crate::{
     carry::Inbound,
     error::{OutboundError, OutboundErrorKind},
+    events,
     inbound::origin::OriginGuardLayer,
     reply::{self, Rejection},
     rules::Upstream,
@@ -244,7 +245,10 @@ where
                         upstream: self.upstream.clone(),
                     }
                 }
-                Err(rejection) => State::Rejected { rejection },
+                Err(rejection) => {
+                    events::rejected("relay", &rejection);
+                    State::Rejected { rejection }
+                }
             },
         }
     }
@@ -294,8 +298,18 @@ where
                 let outcome = ready!(exchange.poll(cx));
                 Poll::Ready(Ok(match outcome {
                     Ok(Ok(response)) => answer(upstream, response),
-                    Ok(Err(error)) => unreachable_upstream(upstream, &error.into()),
-                    Err(_) => late(upstream),
+                    Ok(Err(error)) => {
+                        events::unreachable(upstream, &error.into());
+                        failed(StatusCode::BAD_GATEWAY, upstream, "cannot be reached")
+                    }
+                    Err(_) => {
+                        events::late(upstream);
+                        failed(
+                            StatusCode::GATEWAY_TIMEOUT,
+                            upstream,
+                            "did not answer in time",
+                        )
+                    }
                 }))
             }
             StateProj::Rejected { rejection } => Poll::Ready(Ok(rejection.response())),
@@ -303,78 +317,29 @@ where
     }
 }
 
-fn unreachable_upstream<R>(upstream: &Upstream, error: &BoxError) -> Response<reply::Body<R>> {
-    #[cfg(feature = "tracing")]
-    {
-        // The transport's text may quote a URL or a header; the kind of its cause cannot.
-        let sources =
-            std::iter::successors(Some(&**error as &dyn std::error::Error), |e| e.source());
-        let cause = sources
-            .filter_map(|error| error.downcast_ref::<std::io::Error>())
-            .last();
-        let cause = cause.map(|error| error.kind().to_string());
-        tracing::warn!(
-            upstream = upstream.name(),
-            cause,
-            "the upstream cannot be reached"
-        );
-    }
-    #[cfg(not(feature = "tracing"))]
-    let _ = error;
-    let message = format!("upstream `{upstream}` cannot be reached");
-    Rejection::new(StatusCode::BAD_GATEWAY, message).response()
-}
-
-fn late<R>(upstream: &Upstream) -> Response<reply::Body<R>> {
-    #[cfg(feature = "tracing")]
-    tracing::warn!(
-        upstream = upstream.name(),
-        "the upstream did not answer in time"
-    );
-    let message = format!("upstream `{upstream}` did not answer in time");
-    Rejection::new(StatusCode::GATEWAY_TIMEOUT, message).response()
+/// Why there is no answer of the upstream's.
+fn failed<R>(status: StatusCode, upstream: &Upstream, what: &str) -> Response<reply::Body<R>> {
+    Rejection::new(status, format!("upstream `{upstream}` {what}")).response()
 }
 
 /// The upstream's answer, without what is not for the caller.
 fn answer<R>(upstream: &Upstream, response: Response<R>) -> Response<reply::Body<Body<R>>> {
-    let (mut upstream_head, body) = response.into_parts();
-    let status = upstream_head.status;
-    if status.is_informational()
-        || status.is_redirection()
-        || status == StatusCode::PROXY_AUTHENTICATION_REQUIRED
+    let (mut head, body) = response.into_parts();
+    if head.status.is_informational()
+        || head.status.is_redirection()
+        || head.status == StatusCode::PROXY_AUTHENTICATION_REQUIRED
     {
-        return astray(upstream, status, upstream_head.headers.get(LOCATION));
+        // The upstream's URL is wrong, and the caller cannot help it.
+        events::astray(upstream, head.status, head.headers.get(LOCATION));
+        let what = format!("answered {}", head.status.as_u16());
+        return failed(StatusCode::BAD_GATEWAY, upstream, &what);
     }
-    remove_hop(&mut upstream_head.headers);
+    events::relayed(upstream, head.status);
+    remove_hop(&mut head.headers);
     let mut response = Response::new(reply::Body::inner(Body::new(body)));
-    *response.status_mut() = status;
-    *response.headers_mut() = upstream_head.headers;
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
     response
-}
-
-/// A redirect or a proxy's challenge: the upstream's URL is wrong, and the caller cannot help it.
-fn astray<R>(
-    upstream: &Upstream,
-    status: StatusCode,
-    location: Option<&HeaderValue>,
-) -> Response<reply::Body<R>> {
-    #[cfg(feature = "tracing")]
-    {
-        use crate::rules::place::Origin;
-        let target =
-            location.and_then(|location| Origin::of(&location.to_str().ok()?.parse().ok()?));
-        let target = target.map(|origin| origin.to_string());
-        tracing::warn!(
-            upstream = upstream.name(),
-            status = status.as_u16(),
-            target,
-            "the upstream answered with a redirect or a proxy's challenge; check its URL"
-        );
-    }
-    #[cfg(not(feature = "tracing"))]
-    let _ = location;
-    let message = format!("upstream `{upstream}` answered {}", status.as_u16());
-    Rejection::new(StatusCode::BAD_GATEWAY, message).response()
 }
 
 /// Removes what is about the upstream's connection or origin, and what `Connection` lists

@@ -28,6 +28,7 @@ pub struct Rule {
     credential: bool,
     bearer: bool,
     required: bool,
+    multi: bool,
     on_conflict: Option<OnConflict>,
     only_with: Option<String>,
 }
@@ -63,6 +64,7 @@ impl Rule {
             credential: false,
             bearer: false,
             required: false,
+            multi: false,
             on_conflict: None,
             only_with: None,
         }
@@ -108,6 +110,18 @@ impl Rule {
     pub fn required(self) -> Self {
         Self {
             required: true,
+            ..self
+        }
+    }
+
+    /// Takes a header that came on several lines, and sends them all, in their order.
+    ///
+    /// Without it such a request is answered with 400: which line is meant is anybody's guess. Every
+    /// rule that reads the header has to say so. A header with one value by its definition
+    /// (`authorization`, `cookie`, `proxy-authorization`) cannot have it.
+    pub fn multi(self) -> Self {
+        Self {
+            multi: true,
             ..self
         }
     }
@@ -159,6 +173,13 @@ impl Rule {
                 mistakes.push(Mistake::of(MistakeKind::Admission, source, message));
             }
         }
+        for name in source.iter().chain(&target) {
+            if self.multi && names::guarded(name) {
+                let message = "has one value; remove `multi`";
+                mistakes.push(Mistake::of(MistakeKind::SingleValued, name, message));
+                break;
+            }
+        }
         if mistakes.len() > before {
             return None;
         }
@@ -170,6 +191,7 @@ impl Rule {
             has_scheme,
             bearer: self.bearer,
             required: self.required,
+            multi: self.multi,
             on_conflict: self.on_conflict,
             only_with: only_with.flatten(),
         })
@@ -185,6 +207,7 @@ pub(crate) struct CompiledRule {
     pub(crate) has_scheme: bool,
     pub(crate) bearer: bool,
     pub(crate) required: bool,
+    pub(crate) multi: bool,
     pub(crate) on_conflict: Option<OnConflict>,
     pub(crate) only_with: Option<HeaderName>,
 }

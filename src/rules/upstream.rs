@@ -48,6 +48,7 @@ pub(crate) struct Line {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Provenance {
     Caller,
+    Attested,
     Static,
 }
 

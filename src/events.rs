@@ -1,0 +1,113 @@
+//! What is told to the log, with feature `tracing`: names, counts and reasons, never a value.
+//!
+//! Each of these does nothing without the feature, so that its callers need not know of it. What is
+//! as it should be is told at DEBUG, what is not at WARN.
+#![cfg_attr(
+    not(feature = "tracing"),
+    expect(unused_variables, reason = "nothing to tell")
+)]
+
+use http::{HeaderMap, HeaderValue, StatusCode};
+use tower::BoxError;
+
+use crate::{carry::Inbound, error::OutboundError, reply::Rejection, rules::Upstream};
+
+/// What a request said, of what the rules read.
+pub(crate) fn captured(inbound: &Inbound) {
+    #[cfg(feature = "tracing")]
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        let names: Vec<_> = inbound.iter().map(|(name, _)| name.as_str()).collect();
+        tracing::debug!(count = names.len(), ?names, "captured");
+    }
+}
+
+/// A request that got no further than `layer`.
+pub(crate) fn rejected(layer: &'static str, rejection: &Rejection) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(layer, reason = %rejection, "rejected");
+}
+
+/// The headers could not be merged, so nothing was sent.
+pub(crate) fn not_merged(error: &OutboundError) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(upstream = error.upstream(), kind = ?error.kind(), reason = %error, "not merged");
+}
+
+/// The upstream's headers are in `headers`, which are on their way to it.
+pub(crate) fn injected(upstream: &Upstream, headers: &HeaderMap) {
+    #[cfg(feature = "tracing")]
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        let names = headers.keys().filter(|name| upstream.governs(name));
+        let names: Vec<_> = names.map(http::HeaderName::as_str).collect();
+        tracing::debug!(upstream = upstream.name(), ?names, "injected");
+    }
+}
+
+/// A redirect would have left the upstream.
+pub(crate) fn location_removed(upstream: &Upstream, status: StatusCode, location: &HeaderValue) {
+    #[cfg(feature = "tracing")]
+    {
+        let (upstream, status, target) = (upstream.name(), status.as_u16(), origin(location));
+        tracing::warn!(
+            upstream,
+            status,
+            target,
+            "a redirect leaves the upstream; not followed"
+        );
+    }
+}
+
+/// The upstream answered.
+pub(crate) fn relayed(upstream: &Upstream, status: StatusCode) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(
+        upstream = upstream.name(),
+        status = status.as_u16(),
+        "relayed"
+    );
+}
+
+/// A redirect, or a proxy's challenge: the upstream's URL is wrong.
+pub(crate) fn astray(upstream: &Upstream, status: StatusCode, location: Option<&HeaderValue>) {
+    #[cfg(feature = "tracing")]
+    {
+        let target = location.and_then(origin);
+        let (upstream, status) = (upstream.name(), status.as_u16());
+        tracing::warn!(
+            upstream,
+            status,
+            target,
+            "the upstream redirects; check its URL"
+        );
+    }
+}
+
+/// There was no answer.
+pub(crate) fn unreachable(upstream: &Upstream, error: &BoxError) {
+    #[cfg(feature = "tracing")]
+    {
+        // The transport's text may quote a URL or a header; the kind of its cause cannot.
+        let first: &dyn std::error::Error = &**error;
+        let sources = std::iter::successors(Some(first), |error| error.source());
+        let causes = sources.filter_map(|error| error.downcast_ref::<std::io::Error>());
+        let cause = causes.last().map(|error| error.kind().to_string());
+        let upstream = upstream.name();
+        tracing::warn!(upstream, cause, "the upstream cannot be reached");
+    }
+}
+
+/// There was no answer in time.
+pub(crate) fn late(upstream: &Upstream) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        upstream = upstream.name(),
+        "the upstream did not answer in time"
+    );
+}
+
+/// Where a redirect leads, without its path and query.
+#[cfg(feature = "tracing")]
+fn origin(location: &HeaderValue) -> Option<String> {
+    let uri = location.to_str().ok()?.parse().ok()?;
+    crate::rules::place::Origin::of(&uri).map(|origin| origin.to_string())
+}
