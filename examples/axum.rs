@@ -10,7 +10,7 @@ use tower::{BoxError, Layer, ServiceExt};
 
 type Http = Forward<Client<HttpConnector, Body>>;
 
-async fn tools(State((http, url)): State<(Http, String)>) -> impl IntoResponse {
+async fn tools(State((http, url)): State<(Http, http::Uri)>) -> impl IntoResponse {
     let list = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
     let request = http::Request::post(url)
         .header("content-type", "application/json")
@@ -26,12 +26,14 @@ async fn tools(State((http, url)): State<(Http, String)>) -> impl IntoResponse {
 async fn main() -> Result<(), BoxError> {
     let url = std::env::args().nth(1);
     let url = url.unwrap_or_else(|| "http://127.0.0.1:8000/mcp".into());
-    let rules = Upstream::builder("tools", &url).allow("x-user-id");
-    let upstream = rules.build()?;
+    let upstream = Upstream::builder("tools", url).allow("x-user-id").build()?;
     let client = Client::builder(TokioExecutor::new()).build_http();
     let http = ForwardLayer::new(&upstream).layer(client); // the caller's headers go out
     let app = Router::new()
-        .route("/tools", get(tools).with_state((http, url)))
+        .route(
+            "/tools",
+            get(tools).with_state((http, upstream.url().clone())),
+        )
         .layer(CaptureLayer::for_upstreams([&upstream]).build()?); // the caller's headers come in
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     println!("listening on http://{}/tools", listener.local_addr()?);

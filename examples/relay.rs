@@ -13,7 +13,8 @@ use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use mcp_forward::{
-    BuildError, CaptureLayer, Mistake, OnConflict, OriginGuardLayer, Relay, Rule, Upstream,
+    BuildError, CaptureLayer, Mistake, MistakeKind, OnConflict, OriginGuardLayer, Relay, Rule,
+    Upstream,
 };
 use tokio::{net::TcpListener, signal::ctrl_c};
 use tower::{BoxError, ServiceBuilder};
@@ -215,10 +216,20 @@ fn shown(variable: &str) -> &str {
     }
 }
 
+/// A mistake, and the flag that mends it where the crate's own words name a function.
+fn with_flag(mistake: &Mistake) -> String {
+    let flag = match mistake.kind() {
+        MistakeKind::Guarded => " (--allow-credential)",
+        MistakeKind::Conflict => " (--on-conflict)",
+        MistakeKind::Cleartext => " (--allow-cleartext)",
+        _ => "",
+    };
+    format!("{mistake}{flag}")
+}
+
 /// What was built; or nothing, and its mistakes beside those that are known already.
 fn built<T>(outcome: Result<T, BuildError>, mistakes: &mut Vec<String>) -> Option<T> {
-    let found =
-        |error: BuildError| mistakes.extend(error.mistakes().iter().map(Mistake::to_string));
+    let found = |error: BuildError| mistakes.extend(error.mistakes().iter().map(with_flag));
     outcome.map_err(found).ok()
 }
 
@@ -259,7 +270,8 @@ where
         .layer(config.capture)
         .service(Relay::new(&config.upstream, client).origin_guard(config.guard));
     let app = axum::Router::new().route_service("/mcp", service);
-    let listener = TcpListener::bind(listen).await?;
+    let listener = TcpListener::bind(listen).await;
+    let listener = listener.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     println!("listening on http://{}/mcp", listener.local_addr()?);
 
     let interrupt = async {

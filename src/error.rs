@@ -100,7 +100,9 @@ pub enum MistakeKind {
     InvalidName,
     /// A static value is empty, has spaces at an edge or holds control bytes.
     InvalidValue,
-    /// The header is never forwarded.
+    /// The header is never forwarded: it is about framing (`host`, every `content-` name), this hop
+    /// (`connection`, `te`), the MCP transport (every `mcp-` name, `last-event-id`), topology
+    /// (`forwarded`, every `x-forwarded-` name but those of a verified user), or a browser (`origin`).
     Restricted,
     /// The header carries a credential: [`Rule::credential`](crate::Rule::credential) reads it.
     Guarded,
@@ -116,7 +118,7 @@ pub enum MistakeKind {
     Conflict,
     /// The header admits the caller to the proxy, so it is not for an upstream.
     Admission,
-    /// A credential would cross a network in clear text.
+    /// The caller's headers, or a static credential, would cross a network in clear text.
     Cleartext,
     /// Upstreams of different origins read the same guarded header.
     FanOut,
@@ -183,7 +185,8 @@ pub enum OutboundErrorKind {
     /// carried to this task, or no `CaptureLayer` stands outside.
     NoInbound,
     /// No capture layer here looks for a header that the upstream's rules read, so whether it came
-    /// is unknown: the `CaptureLayer` was built without this upstream, or an inner one replaced it.
+    /// is unknown: the `CaptureLayer` was built without this upstream, an inner one replaced it, or
+    /// there is none.
     NotCaptured,
     /// A required header did not come.
     Missing,
@@ -199,8 +202,9 @@ fn reason(kind: OutboundErrorKind, header: Option<&HeaderName>) -> String {
     let header = header.map_or("header", HeaderName::as_str);
     match kind {
         OutboundErrorKind::NoInbound => {
-            "no inbound here: put `CaptureLayer` around the service and carry it into spawned \
-             work with `.with_current_inbound()` or `mcp_forward::task::spawn`"
+            "no inbound here: put `CaptureLayer` around the service (in axum, `.layer` comes after \
+             the routes), and carry into spawned work with `.with_current_inbound()` or \
+             `mcp_forward::task::spawn`"
                 .to_owned()
         }
         OutboundErrorKind::NotCaptured => {

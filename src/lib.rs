@@ -50,8 +50,8 @@
 //! | a runtime, `LocalSet` or `FuturesUnordered` driven *inside* a scope | **to all its tasks** | drive none there |
 //!
 //! A forgotten carry is an error, [`OutboundErrorKind::NoInbound`], where the upstream's rules read
-//! the caller; it never becomes the service's own identity. Nor does an upstream that the capture layer
-//! was not built with: [`OutboundErrorKind::NotCaptured`].
+//! the caller; it never becomes the service's own identity. A header that the
+//! capture layer was not built to read is an error too: [`OutboundErrorKind::NotCaptured`].
 //!
 //! # Order of layers
 //!

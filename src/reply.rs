@@ -1,7 +1,9 @@
 //! Our own error answers: a status and a JSON-RPC error without an `id`.
 //!
 //! The body has no `id` member because the request's is not known here, and MCP's schema refuses
-//! `null`. This file knows no other part of the crate; no header value may enter a message.
+//! `null`.
+
+// This file knows no other part of the crate. No header value may enter a message.
 
 use std::{
     borrow::Cow,

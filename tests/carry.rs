@@ -318,3 +318,74 @@ async fn a_body_polled_after_the_response_future_is_gone_http1_and_http2() {
         assert_eq!(in_call.lock().unwrap().pop().unwrap(), "alice");
     }
 }
+
+#[tokio::test]
+async fn spawn_local_carries_and_detached_does_not() {
+    let alice = user("alice").await;
+    let local = tokio::task::LocalSet::new();
+    // Driven outside the scope, as a runtime is.
+    let spawned = local.run_until(
+        async {
+            let ours = task::spawn_local(async { who() });
+            let plain = tokio::task::spawn_local(async { who() });
+            (ours, plain)
+        }
+        .with_inbound(alice.clone()),
+    );
+    let (ours, plain) = spawned.await;
+    let seen = local.run_until(async { (ours.await.unwrap(), plain.await.unwrap()) });
+    assert_eq!(seen.await, ("alice".to_owned(), "-".to_owned()));
+
+    async {
+        assert_eq!(async { who() }.detached().await, "-");
+        assert_eq!(who(), "alice");
+        assert_eq!(task::spawn(async { who() }.detached()).await.unwrap(), "-");
+    }
+    .with_inbound(alice)
+    .await;
+}
+
+/// How often a token's memory is shared, by a value made as hyper makes them.
+fn tracked() -> (Arc<Vec<u8>>, http::HeaderValue) {
+    struct Buffer(Arc<Vec<u8>>);
+    impl AsRef<[u8]> for Buffer {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    let buffer = Arc::new(b"x-user: alice".to_vec());
+    let bytes = Bytes::from_owner(Buffer(Arc::clone(&buffer)));
+    let value = http::HeaderValue::from_maybe_shared(bytes.slice(8..)).unwrap();
+    (buffer, value)
+}
+
+#[tokio::test]
+async fn a_body_that_waits_lets_go_of_the_read_buffer() {
+    let layer = CaptureLayer::for_upstreams([&upstream()]).build().unwrap();
+    let (sender, mut dropped) = mpsc::unbounded_channel();
+    let service = layer.layer(service_fn(move |_: Request<Full<Bytes>>| {
+        let events = Events {
+            sent: 0,
+            _on_drop: OnDrop(sender.clone()),
+        };
+        async { Ok::<_, Infallible>(Response::new(events)) }
+    }));
+    let (buffer, value) = tracked();
+    let request = Request::builder()
+        .header("x-user", value)
+        .body(Full::default())
+        .unwrap();
+    let mut body = tower::ServiceExt::oneshot(service, request)
+        .await
+        .unwrap()
+        .into_body();
+    assert_eq!(Arc::strong_count(&buffer), 2, "held until the body waits");
+    for _ in 0..3 {
+        let frame = body.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "data: alice\n\n");
+    }
+    assert!(futures_util::poll!(Box::pin(body.frame())).is_pending());
+    assert_eq!(Arc::strong_count(&buffer), 1);
+    drop(body);
+    assert_eq!(dropped.recv().await.unwrap(), "alice");
+}

@@ -1,4 +1,4 @@
-//! Events: what the relay could not deliver is named in the log, without a value.
+//! Events: what each layer tells the log, word by word, and that no value is in it.
 #![cfg(feature = "tracing")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -9,9 +9,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use mcp_forward::{CaptureLayer, Relay, Upstream};
+use bytes::Bytes;
+use http_body_util::Full;
+use mcp_forward::{CaptureLayer, ForwardLayer, Relay, Upstream};
 use support::{OK, RawUpstream, http_client, post, raw, serve, status};
-use tower::Layer;
+use tower::{Layer, ServiceExt};
 use tracing_subscriber::filter::LevelFilter;
 
 #[derive(Clone, Default)]
@@ -28,8 +30,8 @@ impl io::Write for Log {
     }
 }
 
-/// The status and the log, at every level, of one call through a relay to `url`.
-async fn call(url: String) -> (u16, String) {
+/// The log, at every level, of what `run` does.
+async fn logged<T>(run: impl Future<Output = T>) -> (T, String) {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -39,66 +41,148 @@ async fn call(url: String) -> (u16, String) {
         .finish();
     // This runtime has one thread, so everything runs below this subscriber.
     let _subscribed = tracing::subscriber::set_default(subscriber);
+    let done = run.await;
+    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(!log.contains("s3cret"), "{log}");
+    (done, log)
+}
+
+/// What this crate told of one call through a relay to `url`, without time and target.
+async fn call(url: String, lines: &str) -> (u16, Vec<String>) {
     let up = Upstream::builder("up", url)
         .allow_credential("authorization")
         .set("x-key", "s3cret")
         .build()
         .unwrap();
     let capture = CaptureLayer::for_upstreams([&up]).build().unwrap();
-    let addr = serve(capture.layer(Relay::new(&up, http_client()))).await;
-    let answer = raw(addr, post(addr, "authorization: Bearer s3cret\r\n")).await;
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    (status(&answer), log)
-}
-
-/// The lines of this crate.
-fn own(log: &str) -> Vec<&str> {
-    log.lines()
-        .filter(|line| line.contains("mcp_forward"))
-        .collect()
-}
-
-#[tokio::test]
-async fn a_redirect_names_its_targets_origin() {
-    let server = RawUpstream::answering(
-        "HTTP/1.1 307 x\r\nlocation: http://Other.example:8443/s3cret?t=s3cret\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
-    )
+    let (answer, log) = logged(async {
+        let addr = serve(capture.layer(Relay::new(&up, http_client()))).await;
+        raw(addr, post(addr, lines)).await
+    })
     .await;
-    let (status, log) = call(server.url("/mcp?key=s3cret")).await;
-    assert_eq!(status, 502);
-    let own = own(&log);
-    assert_eq!(own.len(), 1, "{log}");
-    for part in [
-        "WARN",
-        "upstream=\"up\"",
-        "status=307",
-        "http://other.example:8443",
-    ] {
-        assert!(own[0].contains(part), "{log}");
-    }
-    assert!(!own[0].contains("s3cret"));
+    (status(&answer), own(&log))
+}
+
+/// The lines of this crate: level, message and fields.
+fn own(log: &str) -> Vec<String> {
+    let own = log.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" mcp_forward::events: ")?;
+        let level = before.split_whitespace().last()?;
+        Some(format!("{level} {after}"))
+    });
+    own.collect()
+}
+
+const TOKEN: &str = "authorization: Bearer s3cret\r\n";
+
+#[tokio::test]
+async fn the_good_path_is_silent_at_info() {
+    let server = RawUpstream::answering(OK).await;
+    let (status, own) = call(server.url("/mcp?key=s3cret"), TOKEN).await;
+    assert_eq!(status, 200);
+    assert_eq!(
+        own,
+        [
+            r#"DEBUG captured count=1 names=["authorization"]"#,
+            r#"DEBUG injected upstream="up" names=["authorization", "x-key"]"#,
+            r#"DEBUG relayed upstream="up" status=200"#,
+        ]
+    );
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_down_is_named() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    drop(listener);
-    let (status, log) = call(format!("http://{addr}/mcp?key=s3cret")).await;
-    assert_eq!(status, 502);
-    let own = own(&log);
-    assert_eq!(own.len(), 1, "{log}");
+async fn a_rejected_request_says_which_layer_and_why() {
+    let server = RawUpstream::answering(OK).await;
+    for (lines, expected) in [
+        (
+            format!("{TOKEN}{TOKEN}"),
+            "WARN rejected layer=\"capture\" reason=400: `authorization` came on several lines",
+        ),
+        (
+            "content-type: a\r\ncontent-type: b\r\n".to_owned(),
+            "WARN rejected layer=\"relay\" reason=400: `content-type` came on several lines",
+        ),
+        (
+            "origin: http://s3cret.example\r\n".to_owned(),
+            "WARN rejected layer=\"relay\" reason=403: pages of this origin",
+        ),
+    ] {
+        let (_, own) = call(server.url("/mcp"), &lines).await;
+        let warnings: Vec<_> = own.iter().filter(|line| line.starts_with("WARN")).collect();
+        assert_eq!(warnings.len(), 1, "{own:?}");
+        assert!(warnings[0].starts_with(expected), "{own:?}");
+    }
+    let guard = mcp_forward::OriginGuardLayer::loopback();
+    let (_, log) = logged(async {
+        let service = guard.layer(tower::service_fn(|_: http::Request<()>| async {
+            Ok::<_, std::convert::Infallible>(http::Response::new(()))
+        }));
+        let request = http::Request::builder().header("host", "s3cret.example");
+        service.oneshot(request.body(()).unwrap()).await
+    })
+    .await;
     assert!(
-        own[0].contains("upstream=\"up\"") && !own[0].contains("s3cret"),
+        own(&log)[0].starts_with("WARN rejected layer=\"origin guard\" reason=403"),
         "{log}"
     );
 }
 
 #[tokio::test]
-async fn the_good_path_is_silent_and_nothing_logs_a_value() {
+async fn what_cannot_be_merged_is_named() {
     let server = RawUpstream::answering(OK).await;
-    let (status, log) = call(server.url("/mcp")).await;
-    assert_eq!(status, 200);
-    assert!(own(&log).is_empty(), "{log}");
-    assert!(!log.contains("s3cret"), "{log}");
+    let (status, own) = call(server.url("/mcp"), "authorization: NTLM s3cret\r\n").await;
+    assert_eq!(status, 400);
+    let text = "WARN not merged upstream=\"up\" kind=Invalid reason=nothing was sent to upstream `up`: \
+                the value of `authorization`";
+    assert!(own.iter().any(|line| line.starts_with(text)), "{own:?}");
+}
+
+#[tokio::test]
+async fn a_redirect_names_its_targets_origin() {
+    let location = "location: http://Other.example:8443/s3cret?t=s3cret";
+    let server = RawUpstream::answering(format!(
+        "HTTP/1.1 307 x\r\n{location}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    ))
+    .await;
+    let (status, own) = call(server.url("/mcp?key=s3cret"), TOKEN).await;
+    assert_eq!(status, 502);
+    let fields = r#"upstream="up" status=307 target="http://other.example:8443""#;
+    let expected = format!("WARN the upstream redirects; check its URL {fields}");
+    assert_eq!(own.last(), Some(&expected));
+
+    // Below a client's own follower.
+    let up = Upstream::builder("up", server.url("/mcp")).build().unwrap();
+    let client = ForwardLayer::new(&up).layer(http_client::<Full<Bytes>>());
+    let request = http::Request::post(server.url("/mcp"))
+        .body(Full::default())
+        .unwrap();
+    let (_, log) = logged(client.oneshot(request)).await;
+    let expected = format!("WARN a redirect leaves the upstream; not followed {fields}");
+    assert_eq!(self::own(&log).last(), Some(&expected));
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_down_or_silent_is_named() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    drop(listener);
+    let (status, own) = call(format!("http://{addr}/mcp?key=s3cret"), TOKEN).await;
+    assert_eq!(status, 502);
+    let expected =
+        r#"WARN the upstream cannot be reached upstream="up" cause="connection refused""#;
+    assert_eq!(own.last().unwrap(), expected);
+
+    let up = Upstream::builder("up", "http://localhost/mcp")
+        .build()
+        .unwrap();
+    let silent = tower::service_fn(|_| {
+        std::future::pending::<Result<http::Response<Full<Bytes>>, std::convert::Infallible>>()
+    });
+    let relay = Relay::new(&up, silent).head_timeout(std::time::Duration::ZERO);
+    let request = http::Request::post("/")
+        .header("host", "localhost")
+        .body(Full::<Bytes>::default());
+    let (_, log) = logged(relay.oneshot(request.unwrap())).await;
+    let expected = r#"WARN the upstream did not answer in time upstream="up""#;
+    assert_eq!(self::own(&log).last().unwrap(), expected);
 }

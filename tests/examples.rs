@@ -276,8 +276,8 @@ async fn relay_names_every_mistake_and_shows_no_value() {
             "`x-edge`",
             "`MCP_FORWARD_IS_NOT_SET`",
             "`…`",
-            "allowed host 1",
-            "allowed origin 1",
+            "allowed host 1 is not",
+            "allowed origin 1 is not",
             "an argument has no flag",
         ];
         for text in expected {

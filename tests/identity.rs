@@ -107,3 +107,48 @@ async fn a_forgotten_carry_is_no_inbound_never_the_static_identity() {
     .with_inbound(alice)
     .await;
 }
+
+#[tokio::test]
+async fn nothing_attached_is_not_the_static_identity() {
+    // What a spawned handler without a capture layer around it sees.
+    let unknown = Inbound::of(&http::Extensions::new());
+    let error = identity()
+        .connect_for(&upstream(), &unknown)
+        .await
+        .unwrap_err();
+    let not_captured = ConnectErrorKind::Outbound(OutboundErrorKind::NotCaptured);
+    assert_eq!(error.kind(), not_captured);
+    let compact = unknown.compact();
+    assert!(identity().connect_for(&upstream(), &compact).await.is_err());
+
+    // Nothing is at stake where the absent has no fallback.
+    let optional = Upstream::builder("up", "https://up.example/mcp")
+        .allow("x-user")
+        .set("x-key", "s")
+        .build()
+        .unwrap();
+    let outbound = identity().connect_for(&optional, &unknown).await.unwrap();
+    assert_eq!(lines(&outbound), ["x-key: s"]);
+
+    // A layer for such a rule attaches what it knows of a caller who sent nothing, and so says it.
+    for layer in [
+        CaptureLayer::for_upstreams([&upstream()]),
+        CaptureLayer::for_names(["authorization"]),
+    ] {
+        let (seen, mut got) = mpsc::unbounded_channel();
+        let service = layer
+            .build()
+            .unwrap()
+            .layer(service_fn(move |request: Request<()>| {
+                seen.send(Inbound::of(request.extensions())).unwrap();
+                async { Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())) }
+            }));
+        tower::ServiceExt::oneshot(service, Request::new(()))
+            .await
+            .unwrap();
+        let inbound = got.recv().await.unwrap();
+        assert!(inbound.is_empty());
+        let outbound = identity().connect_for(&upstream(), &inbound).await.unwrap();
+        assert_eq!(lines(&outbound), ["authorization: service"]);
+    }
+}

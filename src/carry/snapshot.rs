@@ -14,13 +14,14 @@ use super::refusal::Slot;
 /// Made by [`CaptureLayer`](crate::CaptureLayer). Every value in it is
 /// [sensitive](HeaderValue::set_sensitive), and `Debug` prints names only.
 ///
-/// *Empty* and *absent* differ: [`Inbound::empty`] acts for a caller who sent nothing, or on
-/// behalf of nobody; outside every scope there is no inbound at all, and an upstream whose rules
-/// read the caller is then not called.
+/// *Empty* and *absent* differ: [`Inbound::empty`] acts on behalf of nobody; outside every scope
+/// there is no inbound at all, and an upstream whose rules read the caller is then not called.
 #[derive(Clone, Default)]
 pub struct Inbound {
-    /// The names that were looked for; `None` where nobody looked, on behalf of nobody.
+    /// The names that were looked for; `None` where nobody looked.
     captured: Option<Arc<[HeaderName]>>,
+    /// Whether a caller may be behind this of whom nothing was captured.
+    unknown: bool,
     snapshot: Option<Arc<[Entry]>>,
     slot: Option<Slot>,
     session: Option<SessionKey>,
@@ -52,6 +53,7 @@ impl Inbound {
     pub const fn empty() -> Self {
         Self {
             captured: None,
+            unknown: false,
             snapshot: None,
             slot: None,
             session: None,
@@ -67,6 +69,11 @@ impl Inbound {
         }
     }
 
+    /// Whether a caller may be behind this of whom nothing was captured.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.unknown
+    }
+
     /// Whether the absence of `name` says anything: it was looked for, or this is nobody.
     pub(crate) fn knows(&self, name: &HeaderName) -> bool {
         self.captured
@@ -74,13 +81,23 @@ impl Inbound {
             .is_none_or(|names| names.contains(name))
     }
 
-    /// The inbound that was attached to a request's extensions; *empty* where there is none.
+    /// The inbound that was attached to a request's extensions; one without a header where there is
+    /// none.
     ///
     /// It never asks the running task: an actor that serves messages of many callers gets the
     /// one of the message, and a caller who sent nothing is nobody, not whoever started the actor.
+    ///
+    /// Where nothing is attached, the caller sent nothing, or there is no
+    /// [`CaptureLayer`](crate::CaptureLayer). What is optional is then absent; but a rule that falls
+    /// back to a static header ([`OnConflict::Caller`](crate::OnConflict::Caller)) fails with
+    /// [`NotCaptured`](crate::OutboundErrorKind::NotCaptured), since a layer that knows of such a
+    /// rule always attaches. For work on behalf of nobody use [`Inbound::empty`].
     #[must_use]
     pub fn of(extensions: &Extensions) -> Self {
-        Self::attached(extensions).unwrap_or_default()
+        Self::attached(extensions).unwrap_or(Self {
+            unknown: true,
+            ..Self::empty()
+        })
     }
 
     pub(crate) fn attached(extensions: &Extensions) -> Option<Self> {
@@ -122,12 +139,14 @@ impl Inbound {
         };
         let Self {
             captured,
+            unknown,
             snapshot,
             slot: _,
             session,
         } = self;
         Self {
             captured: captured.clone(),
+            unknown: *unknown,
             snapshot: snapshot
                 .as_ref()
                 .map(|lines| lines.iter().map(copy).collect()),
@@ -173,6 +192,7 @@ impl fmt::Debug for Inbound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             captured: _,
+            unknown: _,
             snapshot: _,
             slot: _,
             session: _,

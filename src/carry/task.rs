@@ -1,6 +1,8 @@
 //! Spawning that carries: each function is its tokio counterpart with the current inbound.
 //!
-//! A plain [`tokio::spawn`] does not carry. This file may not know what an inbound holds.
+//! A plain [`tokio::spawn`] does not carry.
+
+// This file may not know what an inbound holds.
 
 use tokio::task::JoinHandle;
 

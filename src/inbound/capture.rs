@@ -21,7 +21,7 @@ use crate::{
     error::{BuildError, Mistake, MistakeKind},
     events,
     reply::{self, Rejection},
-    rules::{CompiledRule, Upstream, admission_forwarded, names},
+    rules::{CompiledRule, OnConflict, Upstream, admission_forwarded, names},
 };
 
 /// How long one captured value may be, unless set otherwise, in bytes.
@@ -206,7 +206,12 @@ impl CaptureBuilder {
         self.check_fan_out(&mut mistakes);
         self.check_attested(&mut sources, &mut mistakes);
         if mistakes.is_empty() {
-            let reader = Reader::new(sources, self.max_value, self.max_total);
+            // Where nothing attached could mean the operator's own identity, it has to mean something
+            // else than "no layer".
+            let falls_back =
+                |(_, rule): (_, &CompiledRule)| rule.on_conflict == Some(OnConflict::Caller);
+            let attaches = !self.names.is_empty() || self.rules().any(falls_back);
+            let reader = Reader::new(sources, self.max_value, self.max_total, attaches);
             Ok(CaptureLayer {
                 reader: Arc::new(reader),
             })
@@ -374,7 +379,7 @@ where
             }
         };
         events::captured(&inbound);
-        if inbound.is_trivial() {
+        if inbound.is_trivial() && !self.reader.always_attaches() {
             Inbound::detach(request.extensions_mut());
         } else {
             inbound.clone().attach(request.extensions_mut());

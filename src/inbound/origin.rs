@@ -210,7 +210,7 @@ impl OriginGuardBuilder {
                 None => mistakes.push(Mistake::new(
                     MistakeKind::InvalidHost,
                     format!(
-                        "allowed host {} is none; write `host`, `host:port` or `[::1]`",
+                        "allowed host {} is not a host; write `host`, `host:port` or `[::1]`",
                         index + 1
                     ),
                 )),
@@ -222,7 +222,7 @@ impl OriginGuardBuilder {
                 None => mistakes.push(Mistake::new(
                     MistakeKind::InvalidOrigin,
                     format!(
-                        "allowed origin {} is none; write `scheme://host` or `scheme://host:port`",
+                        "allowed origin {} is not an origin; write `scheme://host` or `scheme://host:port`",
                         index + 1
                     ),
                 )),

@@ -56,6 +56,8 @@ pub(super) struct Reader {
     sources: Vec<Source>,
     max_value: usize,
     max_total: usize,
+    /// Whether the inbound of a caller who sent nothing is attached as well.
+    always_attaches: bool,
 }
 
 impl fmt::Debug for Reader {
@@ -71,6 +73,7 @@ impl Reader {
         sources: BTreeMap<String, (HeaderName, Source)>,
         max_value: usize,
         max_total: usize,
+        always_attaches: bool,
     ) -> Self {
         let (names, sources): (Vec<_>, _) = sources.into_values().unzip();
         Self {
@@ -78,7 +81,12 @@ impl Reader {
             sources,
             max_value,
             max_total,
+            always_attaches,
         }
+    }
+
+    pub(super) fn always_attaches(&self) -> bool {
+        self.always_attaches
     }
 
     pub(super) fn names(&self) -> &[HeaderName] {

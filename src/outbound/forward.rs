@@ -27,6 +27,24 @@ use crate::{
 /// other. Every header that the upstream's configuration reads or writes is removed first, in any
 /// spelling of `-`, so a copy of the caller's headers cannot stand in for the merged ones.
 ///
+/// Take the URI from [`Upstream::url`]: `localhost` is not `127.0.0.1`, and a request that misses the
+/// upstream goes without the headers, required or not.
+///
+/// ```
+/// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+/// use mcp_forward::{ForwardLayer, Upstream};
+/// use tower::Layer;
+///
+/// let search = Upstream::builder("search", "https://search.example/mcp")
+///     .allow("x-user-id")
+///     .build()?;
+/// let client = Client::builder(TokioExecutor::new()).build_http::<String>();
+/// let http = ForwardLayer::new(&search).layer(client);
+/// // In a handler: `http.clone().oneshot(request)`, with `tower::ServiceExt`.
+/// # let _ = http;
+/// # Ok::<_, mcp_forward::BuildError>(())
+/// ```
+///
 /// The caller is the inbound [attached](Inbound::attach) to the request, else the
 /// [current](Inbound::current) one. A worker that sends requests of many callers is nobody's: start
 /// it by a plain spawn, and send each with `.with_inbound(Inbound::of(…))` its message.
@@ -45,7 +63,8 @@ use crate::{
 /// The service fails with [`OutboundError`], boxed, and sends nothing: where the URI has no scheme
 /// or host, where no inbound is known and the upstream's rules read the caller, where a required
 /// header is missing, and where a value must not be sent on. All other errors are the inner
-/// service's.
+/// service's. `error.downcast_ref::<OutboundError>()` tells them apart: `Missing` and `Invalid` are
+/// the caller's doing (400 or 401), the others the operator's (500).
 #[derive(Clone, Debug)]
 #[must_use = "a layer works once it is put around a service"]
 pub struct ForwardLayer {

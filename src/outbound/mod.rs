@@ -1,6 +1,9 @@
 //! The upstream's side: `Outbound`, the merge of one inbound with one upstream's rules.
 //!
-//! Every way out goes through the one `resolve` here. It may not know how a request travels.
+//! What stands here beside the ways out, which are at the root of the crate, is named only where a
+//! type has to be written down.
+
+// Every way out goes through the one `resolve` here. It may not know how a request travels.
 
 pub(crate) mod client;
 pub(crate) mod forward;
@@ -220,14 +223,17 @@ fn resolve(
         .entries(&rule.source)
         .filter(|_| admitted)
         .peekable();
+    let is_static = || upstream.lines().iter().any(|line| line.name == rule.target);
     if lines.peek().is_none() {
         return if rule.required {
             Err(error(Kind::Missing))
+        } else if inbound.is_unknown() && is_static() {
+            // The service's own identity would stand in for a caller whom nobody asked.
+            Err(error(Kind::NotCaptured))
         } else {
             Ok(())
         };
     }
-    let is_static = || upstream.lines().iter().any(|line| line.name == rule.target);
     if rule.on_conflict == Some(OnConflict::Static) && is_static() {
         return Ok(());
     }

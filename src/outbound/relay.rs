@@ -121,6 +121,10 @@ pub struct Relay<C> {
 
 impl<C> Relay<C> {
     /// Relays to `upstream` through `client`, which must not follow redirects.
+    ///
+    /// Its request body is [`outbound::Body`](crate::outbound::Body) of the caller's: build one for
+    /// relays, and leave the type of its body to inference. hyper's client wants it `Unpin`, which the
+    /// body of a body time-out is not: box that one.
     #[must_use]
     pub fn new(upstream: &Upstream, client: C) -> Self {
         Self {
@@ -131,7 +135,8 @@ impl<C> Relay<C> {
         }
     }
 
-    /// Serves other hosts and pages than those of loopback.
+    /// Serves the hosts and pages that `guard` allows, in place of those of loopback:
+    /// [`OriginGuardLayer::builder`].
     #[must_use]
     pub fn origin_guard(self, guard: OriginGuardLayer) -> Self {
         Self { guard, ..self }

@@ -175,9 +175,9 @@ fn parse(text: &str) -> Result<HeaderName, Mistake> {
     HeaderName::from_bytes(text.as_bytes()).map_err(|_| {
         let start = valid_start(text);
         mistake(format!(
-            "a header name that begins with `{start}` has a byte that no name can have, after {} \
-             bytes (RFC 9110 section 5.1)",
-            start.len()
+            "a header name that begins with `{start}` goes on with a byte that no name can have, at \
+             byte {} (RFC 9110 section 5.1)",
+            start.len() + 1
         ))
     })
 }

@@ -75,7 +75,7 @@ impl Upstream {
         }
     }
 
-    /// Its name.
+    /// Its name: errors and events show it, and it is unique in one capture layer.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.inner.name
@@ -195,7 +195,7 @@ impl UpstreamBuilder {
         } else {
             mistakes.push(Mistake::new(
                 MistakeKind::InvalidUpstream,
-                "an upstream's name is made of `a-z`, `0-9` and `-`",
+                "its name may hold `a-z`, `0-9` and `-` only, as in `my-server`",
             ));
         }
         if self.rules.len() + self.statics.len() > MAX_LINES {
@@ -235,8 +235,9 @@ impl UpstreamBuilder {
         {
             mistakes.push(Mistake::new(
                 MistakeKind::Cleartext,
-                "credentials would cross the network in clear text; use `https`, or call \
-                 `allow_cleartext()`, which is normal inside a service mesh",
+                "the caller's headers, or a static credential, would cross the network in clear \
+                 text; use `https`, or call `allow_cleartext()`, which is normal inside a service \
+                 mesh",
             ));
         }
         match url {
@@ -347,11 +348,18 @@ fn check_targets(rules: &[CompiledRule], lines: &[Line], mistakes: &mut Vec<Mist
                 format!("and `{earlier}` are one header to many servers; keep one of them"),
             )),
             Some((_, Some(earlier))) if rule.is_none() => check_conflict(earlier, mistakes),
-            Some(_) => mistakes.push(Mistake::of(
-                MistakeKind::Duplicate,
-                name,
-                "would be written twice; keep one of the two",
-            )),
+            Some((_, earlier)) => {
+                let from = |rule: Option<&CompiledRule>| match rule {
+                    Some(rule) => format!("from `{}`", rule.source),
+                    None => "as a static header".to_owned(),
+                };
+                let (first, second) = (from(*earlier), from(rule));
+                mistakes.push(Mistake::of(
+                    MistakeKind::Duplicate,
+                    name,
+                    format!("would be written twice, {first} and {second}; keep one"),
+                ));
+            }
         }
         seen.push((name, rule));
     }

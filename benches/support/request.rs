@@ -1,0 +1,135 @@
+//! One request of 20 headers as hyper's server makes it, and the layers that read it.
+//!
+//! `tests/allocations.rs` uses it too, so that times and allocations are those of one request. As in
+//! hyper, the values are slices of the connection's read buffer, and names that `http` does not know
+//! are parsed from bytes: values that own their memory would cost one allocation more at their first
+//! copy, and names made by `from_static` less than real ones.
+
+use std::{convert::Infallible, hint::black_box};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body_util::Full;
+use mcp_forward::{CaptureLayer, Inbound, Upstream};
+use tower::{Layer, Service};
+
+pub type Body = Full<Bytes>;
+pub type Head = Request<Body>;
+pub type Answer = Result<Response<Body>, Infallible>;
+
+/// Headers of every client.
+const USUAL: [(&str, &str); 4] = [
+    ("host", "mcp.example.com"),
+    ("user-agent", "example-client/1.0"),
+    ("accept", "application/json, text/event-stream"),
+    ("content-type", "application/json"),
+];
+
+/// Headers that are sent, and that rules may read.
+pub const PRESENT: [&str; 16] = [
+    "x-user-id",
+    "x-tenant-id",
+    "x-github-token",
+    "x-request-group",
+    "x-session-token",
+    "x-organisation",
+    "x-team",
+    "x-role",
+    "x-region",
+    "x-client-version",
+    "x-device-id",
+    "x-locale",
+    "x-correlation-id",
+    "x-feature-set",
+    "x-plan",
+    "x-api-key",
+];
+
+/// Headers that rules may read, and that nobody sends.
+pub const ABSENT: [&str; 4] = ["x-account-id", "x-trace-id", "x-jira-token", "x-cluster"];
+
+/// A keep-alive connection: all its requests lie in one buffer.
+#[derive(Default)]
+pub struct Connection {
+    buffer: BytesMut,
+    keep_alive: bool,
+}
+
+impl Connection {
+    /// One whose requests say `connection: keep-alive`, as those of Node.js and of httpx do.
+    pub fn keep_alive() -> Self {
+        Self {
+            keep_alive: true,
+            ..Self::default()
+        }
+    }
+
+    /// The next request.
+    pub fn request(&mut self) -> Head {
+        let mut request = Request::new(Body::default());
+        *request.headers_mut() = self.headers();
+        request
+    }
+
+    fn headers(&mut self) -> HeaderMap {
+        let own = PRESENT.map(|name| (name, "0123456789abcdefghijklmnopqrstuv"));
+        let more = self.keep_alive.then_some(("connection", "keep-alive"));
+        let lines = || USUAL.iter().chain(&own).chain(&more);
+        self.buffer.reserve(8 * 1024);
+        for (name, value) in lines() {
+            self.buffer.extend_from_slice(name.as_bytes());
+            self.buffer.extend_from_slice(value.as_bytes());
+        }
+        let mut head = self.buffer.split().freeze();
+        let mut headers = HeaderMap::new();
+        headers.reserve(lines().count());
+        for (name, value) in lines() {
+            let name = HeaderName::from_bytes(&head.split_to(name.len())).unwrap();
+            let value = HeaderValue::from_maybe_shared(head.split_to(value.len())).unwrap();
+            headers.append(name, value);
+        }
+        headers
+    }
+}
+
+/// An upstream that is allowed `names`.
+pub fn upstream(names: &[&str]) -> Upstream {
+    let builder = Upstream::builder("up", "https://up.example/mcp");
+    let builder = names
+        .iter()
+        .fold(builder, |builder, name| builder.allow(name));
+    builder.build().unwrap()
+}
+
+/// The layer that captures `names`.
+pub fn capture(names: &[&str]) -> CaptureLayer {
+    let layer = CaptureLayer::for_upstreams([&upstream(names)]).build();
+    layer.unwrap()
+}
+
+/// What the layer makes of one request.
+pub fn inbound(names: &[&str]) -> Inbound {
+    let mut seen = None;
+    let mut service = capture(names).layer(tower::service_fn(|_: Head| {
+        seen = Inbound::current();
+        async { Answer::Ok(Response::default()) }
+    }));
+    exchange(&mut service, Connection::default().request());
+    drop(service);
+    seen.unwrap()
+}
+
+/// The service under every layer: it drops the request.
+pub fn bare() -> impl Service<Head, Response = Response<Body>, Error = Infallible> + Clone {
+    tower::service_fn(|request: Head| async {
+        drop(black_box(request));
+        Answer::Ok(Response::default())
+    })
+}
+
+/// One call of a service that needs no waiting, until the response is dropped.
+pub fn exchange<S: Service<Head, Error = E>, E>(service: &mut S, request: Head) {
+    let answer = service.call(request).now_or_never();
+    assert!(black_box(answer).is_some_and(|answer| answer.is_ok()));
+}
