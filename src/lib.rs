@@ -56,9 +56,79 @@
 //! # Order of layers
 //!
 //! Outermost first: CORS, compression, `SetSensitiveRequestHeadersLayer`, trace, body time-out,
-//! [`OriginGuardLayer`], your authentication, [`CaptureLayer`], the service. axum's `.layer` lines
-//! read inside out: the last one is the outermost. [`ForwardLayer`] stands on the client's side,
-//! below any redirect or retry layer.
+//! [`OriginGuardLayer`], your authentication, [`CaptureLayer`], the service. [`ForwardLayer`] stands
+//! on the client's side, below any redirect or retry layer. axum's `.layer` lines read inside out:
+//! the last one is the outermost.
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use axum::Router;
+//! # use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+//! # use mcp_forward::{CaptureLayer, OriginGuardLayer, Relay, Upstream};
+//! # use tower_http::{compression::CompressionLayer, cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
+//! # use tower_http::{sensitive_headers::SetSensitiveRequestHeadersLayer, trace::TraceLayer};
+//! # let up = Upstream::builder("up", "http://localhost:9000/mcp").build()?;
+//! # let relay = Relay::new(&up, Client::builder(TokioExecutor::new()).build_http());
+//! # let authentication = tower::layer::util::Identity::new();
+//! let capture = CaptureLayer::for_upstreams([&up]).build()?;
+//! let sensitive = capture.names().to_vec();
+//! let app: Router = Router::new()
+//!     .route_service("/mcp", relay)
+//!     .layer(capture)
+//!     .layer(authentication)
+//!     .layer(OriginGuardLayer::loopback())
+//!     .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(30)))
+//!     .layer(TraceLayer::new_for_http())
+//!     .layer(SetSensitiveRequestHeadersLayer::new(sensitive))
+//!     .layer(CompressionLayer::new())
+//!     .layer(CorsLayer::permissive());
+//! # let _ = app;
+//! # Ok::<_, mcp_forward::BuildError>(())
+//! ```
+//!
+//! On bare hyper, one `ServiceBuilder` reads outermost first. tower-http's bodies need two boxes
+//! there: CORS wants a response body with a default, and hyper's client a request body that is
+//! `Unpin`, which a body time-out's is not.
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use bytes::Bytes;
+//! # use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+//! # use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+//! # use mcp_forward::{CaptureLayer, OriginGuardLayer, Relay, Upstream};
+//! # use tower::{BoxError, ServiceBuilder};
+//! # use tower_http::{compression::CompressionLayer, cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
+//! # use tower_http::{map_request_body::MapRequestBodyLayer, map_response_body::MapResponseBodyLayer};
+//! # use tower_http::{sensitive_headers::SetSensitiveRequestHeadersLayer, trace::TraceLayer};
+//! # let up = Upstream::builder("up", "http://localhost:9000/mcp").build()?;
+//! # let relay = Relay::new(&up, Client::builder(TokioExecutor::new()).build_http());
+//! # let authentication = tower::layer::util::Identity::new();
+//! # let capture = CaptureLayer::for_upstreams([&up]).build()?;
+//! # let sensitive = capture.names().to_vec();
+//! fn boxed<B>(body: B) -> UnsyncBoxBody<Bytes, BoxError>
+//! where
+//!     B: http_body::Body<Data = Bytes> + Send + 'static,
+//!     B::Error: Into<BoxError>,
+//! {
+//!     body.map_err(Into::into).boxed_unsync()
+//! }
+//!
+//! let service = ServiceBuilder::new()
+//!     .layer(CorsLayer::permissive())
+//!     .layer(MapResponseBodyLayer::new(boxed))
+//!     .layer(CompressionLayer::new())
+//!     .layer(SetSensitiveRequestHeadersLayer::new(sensitive))
+//!     .layer(TraceLayer::new_for_http())
+//!     .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(30)))
+//!     .layer(OriginGuardLayer::loopback())
+//!     .layer(authentication)
+//!     .layer(capture)
+//!     .layer(MapRequestBodyLayer::new(boxed))
+//!     .service(relay);
+//! # async fn serve<S: tower::Service<http::Request<hyper::body::Incoming>>>(_: S) {}
+//! # let _ = serve(service);
+//! # Ok::<_, mcp_forward::BuildError>(())
+//! ```
 //!
 //! # Security
 //!

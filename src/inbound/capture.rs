@@ -36,7 +36,7 @@ const MAX_TOTAL: usize = 64 * 1024;
 /// future and in the response body; and in the request's extensions ([`Inbound::of`]), for code
 /// that gets the request across a spawn. A layer replaces what an outer one captured.
 ///
-/// The captured values are [sensitive](HeaderValue::set_sensitive), also in the request that goes
+/// The captured values are [sensitive](http::HeaderValue::set_sensitive), also in the request that goes
 /// on. Put the layer inside the authentication, and outside whatever sends.
 ///
 /// # Rejected requests
