@@ -6,7 +6,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, StatusCode,
-    header::{CONNECTION, COOKIE, Entry as MapEntry},
+    header::{CONNECTION, COOKIE},
     request::Parts,
 };
 use smallvec::SmallVec;
@@ -151,10 +151,11 @@ impl Reader {
             }
         }
         for (name, value) in values {
-            match value {
-                Some(value) => parts.headers.insert(name, value),
-                None => parts.headers.remove(name),
-            };
+            parts.headers.remove(name);
+            if let Some(value) = value {
+                let room = parts.headers.try_insert(name, value);
+                room.map_err(|_| not_attestable(name))?;
+            }
         }
         Ok(Request::from_parts(parts, body))
     }
@@ -162,10 +163,7 @@ impl Reader {
     fn attested(&self, name: &HeaderName, value: &str) -> Result<HeaderValue, Rejection> {
         let fits = value.len() <= self.max_value && value.trim_ascii() == value;
         let value = HeaderValue::from_str(value).ok().filter(|_| fits);
-        value.ok_or_else(|| {
-            let message = format!("what was attested for `{name}` is no header value, or too long");
-            Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, message)
-        })
+        value.ok_or_else(|| not_attestable(name))
     }
 
     fn snapshot(&self, headers: &mut HeaderMap) -> Result<Inbound, Rejection> {
@@ -222,14 +220,12 @@ impl Reader {
             }
             return Ok(());
         }
-        let MapEntry::Occupied(mut lines) = headers.entry(name) else {
-            return Ok(());
-        };
-        for line in lines.iter_mut() {
+        // `HeaderMap` lends several lines mutably only by an entry, which may allocate and fail.
+        for (_, line) in headers.iter_mut().filter(|(found, _)| *found == name) {
             line.set_sensitive(true);
             self.check(name, line)?;
         }
-        let lines = lines.iter().filter(|line| !line.is_empty());
+        let lines = headers.get_all(name).iter().filter(|line| !line.is_empty());
         match source {
             Source::Lines => lines.cloned().for_each(found),
             Source::Cookie => {
@@ -265,6 +261,11 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+fn not_attestable(name: &HeaderName) -> Rejection {
+    let message = format!("what was attested for `{name}` is no header value, or too long");
+    Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, message)
 }
 
 fn bad_request(message: String) -> Rejection {
