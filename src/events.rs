@@ -16,8 +16,10 @@ use crate::{carry::Inbound, error::OutboundError, reply::Rejection, rules::Upstr
 pub(crate) fn captured(inbound: &Inbound) {
     #[cfg(feature = "tracing")]
     if tracing::enabled!(tracing::Level::DEBUG) {
-        let names: Vec<_> = inbound.iter().map(|(name, _)| name.as_str()).collect();
-        tracing::debug!(count = names.len(), ?names, "captured");
+        let mut names: Vec<_> = inbound.iter().map(|(name, _)| name.as_str()).collect();
+        let count = names.len();
+        names.dedup();
+        tracing::debug!(count, ?names, "captured");
     }
 }
 

@@ -460,3 +460,89 @@ async fn a_compact_copy_holds_the_same_and_stays_sensitive() {
     assert_eq!(of(inbound).await, of(compact).await);
     assert!(Inbound::empty().compact().is_empty());
 }
+
+#[tokio::test]
+async fn an_attested_name_is_the_callers_in_no_spelling() {
+    let up = upstream([Rule::new("x-mcp-subject")]);
+    let layer = |value: Option<&'static str>| {
+        CaptureLayer::for_upstreams([&up])
+            .attest("x-mcp-subject", move |_| value.map(Cow::Borrowed))
+    };
+    let sent = || {
+        headers([
+            ("x_mcp_subject", "m"),
+            ("x-mcp_subject", "m"),
+            ("x-mcp-subjects", "kept"),
+        ])
+    };
+    let (_, left) = through(layer(Some("alice")), sent()).await.unwrap();
+    assert_eq!(
+        left,
+        headers([("x-mcp-subject", "alice"), ("x-mcp-subjects", "kept")])
+    );
+    let (_, left) = through(layer(None), sent()).await.unwrap();
+    assert_eq!(left, headers([("x-mcp-subjects", "kept")]));
+}
+
+#[tokio::test]
+async fn too_much_attested_is_the_embedders_fault() {
+    let up = upstream([Rule::new("x-a"), Rule::new("x-b")]);
+    let layer = CaptureLayer::for_upstreams([&up])
+        .max_total(15)
+        .attest("x-a", |_| Some("0123456789".into()))
+        .attest("x-b", |_| Some("0123456789".into()));
+    assert_eq!(through(layer, HeaderMap::new()).await.unwrap_err().0, 500);
+}
+
+#[tokio::test]
+async fn c5_an_inbound_has_at_most_256_lines() {
+    let up = upstream([Rule::new("x-g").multi()]);
+    for (lines, expected) in [(256, 200), (257, 431), (65_536, 431)] {
+        let mut sent = HeaderMap::new();
+        for _ in 0..lines {
+            sent.append("x-g", http::HeaderValue::from_static("v"));
+        }
+        match through(CaptureLayer::for_upstreams([&up]), sent).await {
+            Ok((inbound, _)) => {
+                assert_eq!((inbound.iter().count(), expected), (lines, 200));
+                let outbound = identity().connect_for(&up, &inbound).await.unwrap();
+                assert_eq!(outbound.to_header_map().len(), lines);
+            }
+            Err((status, _)) => assert_eq!(status, expected),
+        }
+    }
+}
+
+#[tokio::test]
+async fn several_lines_are_refused_by_a_rule_that_came_later_and_takes_one() {
+    let listed = upstream([Rule::new("x-tok").multi()]);
+    let sent = headers([("x-tok", "one"), ("x-tok", "two")]);
+    let (inbound, _) = through(CaptureLayer::for_upstreams([&listed]), sent)
+        .await
+        .unwrap();
+    let later = upstream([Rule::new("x-tok").to("authorization").bearer()]);
+    let error = identity().connect_for(&later, &inbound).await.unwrap_err();
+    let invalid = mcp_forward::ConnectErrorKind::Outbound(OutboundErrorKind::Invalid);
+    assert_eq!(error.kind(), invalid);
+}
+
+#[tokio::test]
+async fn a_full_map_is_an_error_and_no_panic() {
+    let up = upstream([Rule::new("x-g").multi()]);
+    let sent = headers([("x-g", "1"), ("x-g", "2"), ("x-g", "3")]);
+    let (inbound, _) = through(CaptureLayer::for_upstreams([&up]), sent)
+        .await
+        .unwrap();
+    let outbound = identity().connect_for(&up, &inbound).await.unwrap();
+    let mut errors = 0;
+    for others in 24_570..24_580 {
+        let mut map = HeaderMap::new();
+        for i in 0..others {
+            let name = http::HeaderName::try_from(format!("n{i}")).unwrap();
+            map.try_insert(name, http::HeaderValue::from_static("v"))
+                .unwrap_or_default();
+        }
+        errors += usize::from(outbound.apply(&mut map).is_err());
+    }
+    assert!(errors > 0 && errors < 10, "{errors}");
+}

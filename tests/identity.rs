@@ -152,3 +152,15 @@ async fn nothing_attached_is_not_the_static_identity() {
         assert_eq!(lines(&outbound), ["authorization: service"]);
     }
 }
+
+#[tokio::test]
+async fn a_static_winner_needs_no_caller() {
+    let wins = Upstream::builder("up", "https://up.example/mcp")
+        .rule(Rule::new("x-a").on_conflict(OnConflict::Static))
+        .set("x-a", "service")
+        .build()
+        .unwrap();
+    let unknown = Inbound::of(&http::Extensions::new());
+    let outbound = identity().connect_for(&wins, &unknown).await.unwrap();
+    assert_eq!(lines(&outbound), ["x-a: service"]);
+}

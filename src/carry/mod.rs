@@ -214,7 +214,7 @@ impl<T: Body> Body for WithInbound<T> {
                 let frame = enter(this.scope, || inner.poll_frame(cx));
                 // An event stream can wait for hours, and its caller's values with it.
                 if frame.is_pending() && !*this.compact {
-                    *this.scope = this.scope.as_ref().map(Inbound::compact);
+                    *this.scope = this.scope.as_ref().map(Inbound::copied);
                     *this.compact = true;
                 }
                 frame

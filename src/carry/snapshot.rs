@@ -133,26 +133,23 @@ impl Inbound {
     /// A value as it came holds on to the whole read buffer of its HTTP/1 connection, 8 KiB and more.
     #[must_use]
     pub fn compact(&self) -> Self {
+        Self {
+            // Whoever keeps it longer than the request has nobody to answer any more.
+            slot: None,
+            ..self.copied()
+        }
+    }
+
+    /// As [`compact`](Self::compact), for whatever is still part of the answer.
+    pub(super) fn copied(&self) -> Self {
         let copy = |entry: &Entry| Entry {
             value: compact(&entry.value),
             ..entry.clone()
         };
-        let Self {
-            captured,
-            unknown,
-            snapshot,
-            slot: _,
-            session,
-        } = self;
+        let lines = self.snapshot.as_ref();
         Self {
-            captured: captured.clone(),
-            unknown: *unknown,
-            snapshot: snapshot
-                .as_ref()
-                .map(|lines| lines.iter().map(copy).collect()),
-            // Whoever keeps it longer than the request has nobody to answer any more.
-            slot: None,
-            session: session.clone(),
+            snapshot: lines.map(|lines| lines.iter().map(copy).collect()),
+            ..self.clone()
         }
     }
 

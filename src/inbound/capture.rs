@@ -48,7 +48,7 @@ const MAX_TOTAL: usize = 64 * 1024;
 /// | 400 | a captured name came on two lines: an ambiguous identity, unless every rule that reads it is [`multi`](crate::Rule::multi); `cookie`, which HTTP/2 splits, is joined (RFC 9113 section 8.2.3) |
 /// | 400 | a captured value has white space at an edge |
 /// | 400 | `Connection` lists a captured name (RFC 9110 section 7.6.1 lets a caller remove headers so), is not readable, or lists ten names and more |
-/// | 431 | a captured value is longer than 16 KiB, or all together than 64 KiB; nothing is truncated |
+/// | 431 | a captured value is longer than 16 KiB, all together than 64 KiB, or they have more than 256 lines; nothing is truncated |
 /// | 500 | an [attested](CaptureBuilder::attest) value is no header value, or too long |
 #[derive(Clone, Debug)]
 #[must_use = "a layer works once it is put around a service"]
@@ -145,7 +145,7 @@ impl CaptureBuilder {
     ///
     /// For what your authentication has verified: it stands outside this layer and leaves its result
     /// in the request's extensions. The caller's own lines of that name are removed from the request
-    /// and replaced; where `value` gives nothing, the header is absent. A value that is no header
+    /// and replaced, in any spelling of `-`; where `value` gives nothing, the header is absent. A value that is no header
     /// value or too long is answered with 500.
     ///
     /// ```

@@ -1,6 +1,6 @@
 //! What a capture layer reads from one request, and when it rejects the request.
 //!
-//! It may not know rules or upstreams: it is given names, and how each of them is read.
+//! It may not know rules or upstreams, only how names fold: it is given names, and how each of them is read.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 
@@ -14,10 +14,14 @@ use smallvec::SmallVec;
 use crate::{
     carry::{Entry, Inbound},
     reply::Rejection,
+    rules::names,
 };
 
 /// How many header names `Connection` may list, `close`, `keep-alive` and `upgrade` aside.
 const MAX_NOMINATED: usize = 9;
+
+/// How many lines one inbound holds.
+const MAX_LINES: usize = 256;
 
 /// How many lines are collected before one more allocation.
 const INLINE: usize = 16;
@@ -143,15 +147,28 @@ impl Reader {
         let (mut parts, body) = request.into_parts();
         // All are asked before any is written, so that each sees the request as it came.
         let mut values = Vec::new();
+        let mut total = 0;
         for (name, source) in self.names.iter().zip(&self.sources) {
             if let Source::Attested(attest) = source {
                 let value = attest(&parts).filter(|value| !value.is_empty());
+                total += value.as_ref().map_or(0, |value| value.len());
+                if total > self.max_total {
+                    return Err(not_attestable(name));
+                }
                 let value = value.map(|value| self.attested(name, &value)).transpose()?;
                 values.push((name, value));
             }
         }
         for (name, value) in values {
-            parts.headers.remove(name);
+            // In every spelling that a server may take for it.
+            let folded = names::folded(name);
+            let callers = parts
+                .headers
+                .keys()
+                .filter(|key| names::is_folded(key, &folded));
+            for key in callers.cloned().collect::<Vec<_>>() {
+                parts.headers.remove(key);
+            }
             if let Some(value) = value {
                 let room = parts.headers.try_insert(name, value);
                 room.map_err(|_| not_attestable(name))?;
@@ -167,92 +184,77 @@ impl Reader {
     }
 
     fn snapshot(&self, headers: &mut HeaderMap) -> Result<Inbound, Rejection> {
-        // Each slot is filled; `Option`, so that they can be moved out into one allocation.
-        let mut found = SmallVec::<[Option<Entry>; INLINE]>::new();
-        let mut total = 0;
+        let mut found = Found {
+            entries: SmallVec::new(),
+            total: 0,
+            max_total: self.max_total,
+        };
         for (index, (name, source)) in self.names.iter().zip(&self.sources).enumerate() {
-            let attested = matches!(source, Source::Attested(_));
-            self.lines(name, source, headers, |value| {
-                total += value.len();
-                found.push(Some(Entry {
-                    name: index,
-                    value,
-                    attested,
-                }));
-            })?;
+            self.read_name(index, name, source, headers, &mut found)?;
         }
-        if total > self.max_total {
-            let message = format!(
-                "the forwarded headers are longer than {} bytes",
-                self.max_total
-            );
-            return Err(too_large(message));
-        }
-        let moved = found.iter_mut().map(|slot| {
-            slot.take().unwrap_or_else(|| Entry {
-                name: usize::MAX,
-                value: HeaderValue::from_static(""),
-                attested: false,
-            })
-        });
-        let snapshot = (moved.len() > 0).then(|| moved.collect());
-        Ok(Inbound::new(Arc::clone(&self.names), snapshot))
+        Ok(Inbound::new(Arc::clone(&self.names), found.snapshot()))
     }
 
-    /// Gives `found` each value under `name`, sensitive from here on; an empty one is absent.
-    fn lines(
+    /// Adds each value under `name`, sensitive from here on, to `found`.
+    fn read_name(
         &self,
+        index: usize,
         name: &HeaderName,
         source: &Source,
         headers: &mut HeaderMap,
-        mut found: impl FnMut(HeaderValue),
+        found: &mut Found,
     ) -> Result<(), Rejection> {
         let Some(first) = headers.get_mut(name) else {
             return Ok(());
         };
         first.set_sensitive(true);
         let first = first.clone();
-        self.check(name, &first)?;
-        let several = headers.get_all(name).iter().nth(1).is_some();
-        if !several {
-            if !first.is_empty() {
-                found(first);
-            }
-            return Ok(());
+        let attested = matches!(source, Source::Attested(_));
+        if headers.get_all(name).iter().nth(1).is_none() {
+            self.check(name, &first)?;
+            return found.push(index, first, attested);
+        }
+        if !matches!(source, Source::Lines | Source::Cookie) {
+            let message = format!("`{name}` came on several lines; send it once");
+            return Err(bad_request(message));
         }
         // `HeaderMap` lends several lines mutably only by an entry, which may allocate and fail.
         for (_, line) in headers.iter_mut().filter(|(found, _)| *found == name) {
             line.set_sensitive(true);
             self.check(name, line)?;
         }
-        let lines = headers.get_all(name).iter().filter(|line| !line.is_empty());
-        match source {
-            Source::Lines => lines.cloned().for_each(found),
-            Source::Cookie => {
-                let lines: Vec<_> = lines.map(HeaderValue::as_bytes).collect();
-                let joined = HeaderValue::from_maybe_shared(lines.join(&b"; "[..]));
-                let mut joined = joined.map_err(|_| {
-                    bad_request("the lines of `cookie` cannot be joined; send one".to_owned())
-                })?;
-                joined.set_sensitive(true);
-                self.check(name, &joined)?;
-                if !joined.is_empty() {
-                    found(joined);
-                }
+        let lines = headers.get_all(name).iter();
+        if matches!(source, Source::Lines) {
+            return lines
+                .cloned()
+                .try_for_each(|line| found.push(index, line, attested));
+        }
+        let mut joined = Vec::new();
+        for line in lines.filter(|line| !line.is_empty()) {
+            if !joined.is_empty() {
+                joined.extend_from_slice(b"; ");
             }
-            Source::Line | Source::Attested(_) => {
-                return Err(bad_request(format!(
-                    "`{name}` came on several lines; send it once"
-                )));
+            joined.extend_from_slice(line.as_bytes());
+            if joined.len() > self.max_value {
+                return Err(self.too_long(name));
             }
         }
-        Ok(())
+        let Ok(mut joined) = HeaderValue::from_maybe_shared(joined) else {
+            return Err(bad_request(
+                "the lines of `cookie` cannot be joined; send one".into(),
+            ));
+        };
+        joined.set_sensitive(true);
+        found.push(index, joined, attested)
+    }
+
+    fn too_long(&self, name: &HeaderName) -> Rejection {
+        too_large(format!("`{name}` is longer than {} bytes", self.max_value))
     }
 
     fn check(&self, name: &HeaderName, value: &HeaderValue) -> Result<(), Rejection> {
         if value.len() > self.max_value {
-            let message = format!("`{name}` is longer than {} bytes", self.max_value);
-            return Err(too_large(message));
+            return Err(self.too_long(name));
         }
         // HTTP/1 parsers trim; in HTTP/2 it is malformed (RFC 9113 section 8.2.1), and servers differ.
         if value.as_bytes().trim_ascii().len() != value.len() {
@@ -260,6 +262,52 @@ impl Reader {
             return Err(bad_request(message));
         }
         Ok(())
+    }
+}
+
+/// What has been read so far, within the limits.
+struct Found {
+    /// Each is `Some`; `Option`, so that they can be moved out into one allocation.
+    entries: SmallVec<[Option<Entry>; INLINE]>,
+    total: usize,
+    max_total: usize,
+}
+
+impl Found {
+    /// Adds a line; an empty one is absent.
+    fn push(&mut self, name: usize, value: HeaderValue, attested: bool) -> Result<(), Rejection> {
+        if value.is_empty() {
+            return Ok(());
+        }
+        self.total += value.len();
+        if self.total > self.max_total {
+            let message = format!(
+                "the forwarded headers are longer than {} bytes",
+                self.max_total
+            );
+            return Err(too_large(message));
+        }
+        if self.entries.len() == MAX_LINES {
+            let message = format!("the forwarded headers have more than {MAX_LINES} lines");
+            return Err(too_large(message));
+        }
+        self.entries.push(Some(Entry {
+            name,
+            value,
+            attested,
+        }));
+        Ok(())
+    }
+
+    fn snapshot(mut self) -> Option<Arc<[Entry]>> {
+        let moved = self.entries.iter_mut().map(|slot| {
+            slot.take().unwrap_or_else(|| Entry {
+                name: usize::MAX,
+                value: HeaderValue::from_static(""),
+                attested: false,
+            })
+        });
+        (moved.len() > 0).then(|| moved.collect())
     }
 }
 

@@ -114,7 +114,7 @@ impl Outbound {
     /// [`TooManyHeaders`](Kind::TooManyHeaders), and nothing is written, where the map cannot hold
     /// them (`http` allows 32,768 entries).
     pub fn apply(&self, headers: &mut HeaderMap) -> Result<(), OutboundError> {
-        clear(&self.upstream, self.lines.len(), headers)?;
+        clear(&self.upstream, headers)?;
         for (name, value) in self.iter() {
             headers.append(name.clone(), value.clone());
         }
@@ -124,7 +124,7 @@ impl Outbound {
     /// The headers as a map.
     #[must_use]
     pub fn to_header_map(&self) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(self.lines.len());
+        let mut headers = HeaderMap::new();
         for (name, value) in self.iter() {
             headers.append(name.clone(), value.clone());
         }
@@ -165,8 +165,7 @@ fn try_merge_into(
     headers: &mut HeaderMap,
 ) -> Result<(), OutboundError> {
     let inbound = known(upstream, inbound)?;
-    let lines = upstream.rules().len() + upstream.lines().len();
-    clear(upstream, lines, headers)?;
+    clear(upstream, headers)?;
     for rule in upstream.rules() {
         resolve(upstream, rule, inbound, |value, _| {
             headers.append(rule.target.clone(), value);
@@ -180,10 +179,12 @@ fn try_merge_into(
     Ok(())
 }
 
-/// Removes what stands under the upstream's names, and makes room for `lines`.
-fn clear(upstream: &Upstream, lines: usize, headers: &mut HeaderMap) -> Result<(), OutboundError> {
+/// Removes what stands under the upstream's names, and makes room for what will.
+fn clear(upstream: &Upstream, headers: &mut HeaderMap) -> Result<(), OutboundError> {
+    // One for each name, and one more, which `append` wants also for a second line.
+    let room = upstream.rules().len() + upstream.lines().len() + 1;
     headers
-        .try_reserve(lines)
+        .try_reserve(room)
         .map_err(|_| OutboundError::new(Kind::TooManyHeaders, upstream.name(), None))?;
     let stale = headers.keys().filter(|name| upstream.governs(name));
     for name in stale.cloned().collect::<Vec<_>>() {
@@ -227,7 +228,10 @@ fn resolve(
     if lines.peek().is_none() {
         return if rule.required {
             Err(error(Kind::Missing))
-        } else if inbound.is_unknown() && is_static() {
+        } else if inbound.is_unknown()
+            && rule.on_conflict == Some(OnConflict::Caller)
+            && is_static()
+        {
             // The service's own identity would stand in for a caller whom nobody asked.
             Err(error(Kind::NotCaptured))
         } else {
@@ -236,6 +240,10 @@ fn resolve(
     }
     if rule.on_conflict == Some(OnConflict::Static) && is_static() {
         return Ok(());
+    }
+    // The capture layer has seen to it, unless it was built for other rules.
+    if !rule.multi && inbound.entries(&rule.source).nth(1).is_some() {
+        return Err(error(Kind::Invalid));
     }
     for line in lines {
         if rule.has_scheme && is_bound(line.value.as_bytes()) {

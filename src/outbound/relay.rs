@@ -44,6 +44,9 @@ static TRANSPORT: [HeaderName; 6] = [
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const MCP_PARAM: &str = "mcp-param-";
 
+/// How much of a name that the caller made up is shown, in bytes.
+const MAX_SHOWN: usize = 64;
+
 /// What the caller never sees of the upstream's answer: what is about the upstream's connection,
 /// and what would act on the proxy's own origin in a browser.
 static RESPONSE_ONLY_UPSTREAM: [HeaderName; 20] = [
@@ -195,7 +198,8 @@ fn transport(method: &Method, inbound: &HeaderMap) -> Result<HeaderMap, Rejectio
     for (name, value) in inbound {
         let copied = is_single(name);
         if copied && headers.contains_key(name) {
-            let message = format!("`{name}` came on several lines; send it once");
+            let shown = name.as_str().get(..MAX_SHOWN).unwrap_or(name.as_str());
+            let message = format!("`{shown}` came on several lines; send it once");
             return Err(Rejection::new(StatusCode::BAD_REQUEST, message));
         }
         if copied || TRANSPORT_LISTS.contains(name) {
