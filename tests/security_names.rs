@@ -272,11 +272,10 @@ async fn b1_control_bytes_never_get_into_a_value() {
     assert!(server.requests().is_empty());
     // A bare line feed ends the line, so what follows is a header of its own, and not allowed.
     let answer = raw(addr, post(addr, "x-a: a\nx-b: smuggled\r\n")).await;
-    if status(&answer) == 200 {
-        let seen = server.only_request();
-        assert_eq!(seen.all("x-a"), ["a"]);
-        assert!(seen.all("x-b").is_empty());
-    }
+    assert_eq!(status(&answer), 200);
+    let seen = server.only_request();
+    assert_eq!(seen.all("x-a"), ["a"]);
+    assert!(seen.all("x-b").is_empty());
 
     // The one hook that makes values is checked as well.
     for value in ["a\r\nx-b: c", "a\nb", "a\0b", "a\x7fb", " a", "a\t"] {
