@@ -9,6 +9,9 @@ use crate::error::{Mistake, MistakeKind};
 /// The longest header name that a configuration may have, in bytes.
 const MAX_NAME: usize = 256;
 
+/// How much of a text that is no name is shown, in bytes.
+const MAX_SHOWN: usize = 32;
+
 /// Names that carry a credential: read only by [`Rule::credential`](crate::Rule::credential).
 static GUARDED: &[&str] = &["authorization", "cookie", "proxy-authorization"];
 
@@ -152,42 +155,37 @@ pub(crate) fn folded(name: &HeaderName) -> String {
     name.as_str().replace('_', "-")
 }
 
-/// A configured header name; or what is wrong with it, in words that cannot hold a value.
+/// A configured header name; or what is wrong with it.
 ///
-/// A text such as `authorization: Bearer …` is shown up to the first byte that no name has.
+/// A text may be a value in the wrong place, such as `authorization: Bearer …`; so it is shown up to
+/// the first byte that no name has, and not for long.
 fn parse(text: &str) -> Result<HeaderName, Mistake> {
     let mistake = |message: String| Mistake::new(MistakeKind::InvalidName, message);
+    let length = text.bytes().take_while(|byte| is_token(*byte)).count();
+    let shown = text.get(..length.min(MAX_SHOWN)).unwrap_or_default();
     if text.is_empty() {
         return Err(mistake("a header name is empty; name the header".into()));
     }
     if text.contains('*') {
         return Err(mistake(format!(
-            "`{}` has a `*`; there are no patterns, name each header",
-            valid_start(text)
+            "`{shown}` has a `*`; there are no patterns, name each header"
         )));
     }
     if text.len() > MAX_NAME {
         return Err(mistake(format!(
-            "a header name is longer than {MAX_NAME} bytes; it begins with `{}`",
-            valid_start(text).get(..32).unwrap_or_default()
+            "a header name is longer than {MAX_NAME} bytes; it begins with `{shown}`"
         )));
     }
     HeaderName::from_bytes(text.as_bytes()).map_err(|_| {
-        let start = valid_start(text);
         mistake(format!(
-            "a header name that begins with `{start}` goes on with a byte that no name can have, at \
-             byte {} (RFC 9110 section 5.1)",
-            start.len() + 1
+            "a header name that begins with `{shown}` has a byte that no name can have, at byte {} \
+             (RFC 9110 section 5.1)",
+            length + 1
         ))
     })
 }
 
-/// What of `text` could begin a header name (RFC 9110 section 5.6.2, `token`).
-fn valid_start(text: &str) -> &str {
-    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    let end = text
-        .bytes()
-        .position(|byte| !token(byte))
-        .unwrap_or(text.len());
-    text.get(..end).unwrap_or_default()
+/// RFC 9110 section 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
