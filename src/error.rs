@@ -212,7 +212,9 @@ fn reason(kind: OutboundErrorKind, header: Option<&HeaderName>) -> String {
                 "`{header}` is not captured; give this upstream to the innermost `CaptureLayer`"
             )
         }
-        OutboundErrorKind::Missing => format!("send `{header}`, which is required"),
+        OutboundErrorKind::Missing => {
+            format!("`{header}` is required; send it, unless the proxy attests it")
+        }
         OutboundErrorKind::Invalid => {
             format!("the value of `{header}` cannot be used there; send a plain token")
         }
@@ -290,7 +292,7 @@ pub enum ConnectErrorKind {
 /// A handler asked for the [`Inbound`](crate::Inbound) of a request that no capture layer saw.
 #[cfg(feature = "axum")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no inbound here: put `CaptureLayer` around the router")]
+#[error("no inbound here: put `CaptureLayer` around the router (`.layer` comes after the routes)")]
 pub struct MissingInbound(());
 
 #[cfg(feature = "axum")]

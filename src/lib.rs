@@ -44,6 +44,7 @@
 //! | `tokio::task::spawn_blocking` | no | [`task::spawn_blocking`] |
 //! | `JoinSet::spawn`, `TaskTracker::spawn`, `Handle::spawn` | no | [`.with_current_inbound()`](InboundExt::with_current_inbound) |
 //! | `std::thread::spawn`, `JoinSet::spawn_blocking`, thread pools | no | [`task::wrap`] |
+//! | a task that outlives the request, as its caller | no | `.with_inbound(inbound.compact())`: [`Inbound::compact`] |
 //! | an actor that serves messages of many callers | no | start it by a plain spawn; [`Inbound::of`] the message, [`.with_inbound(…)`](InboundExt::with_inbound) |
 //! | a handler of rmcp's server | no | [`Inbound::of`] the request parts, likewise |
 //! | `tower::Buffer` | no | put none between these layers |

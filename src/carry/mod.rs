@@ -104,6 +104,10 @@ pub trait InboundExt: Sized {
 
     /// Runs `self` with no inbound: for pools, caches and actors that one caller's request happens
     /// to start, and that must not keep its caller.
+    ///
+    /// A plain `tokio::spawn` does the same for a task; this is for what is polled inside the request,
+    /// or given to a spawn that carries. What a function does before it returns its future is not
+    /// covered: `async { start().await }.detached()`.
     fn detached(self) -> WithInbound<Self> {
         WithInbound::new(self, None)
     }

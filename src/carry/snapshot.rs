@@ -113,7 +113,8 @@ impl Inbound {
         extensions.remove::<Attached>();
     }
 
-    /// The value captured under `name`; the first line, where a rule takes [several].
+    /// The value captured under `name`; the first line, where a rule takes [several]:
+    /// [`iter`](Self::iter) has them all.
     ///
     /// [several]: crate::Rule::multi
     #[must_use]
@@ -131,6 +132,8 @@ impl Inbound {
     /// A copy whose values are in memory of their own: for whatever outlives the request.
     ///
     /// A value as it came holds on to the whole read buffer of its HTTP/1 connection, 8 KiB and more.
+    /// [`task::spawn`](crate::task::spawn) does not copy; for a task that stays, take the inbound before
+    /// the spawn: `tokio::spawn(work.with_inbound(inbound.compact()))`.
     #[must_use]
     pub fn compact(&self) -> Self {
         Self {

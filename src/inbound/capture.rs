@@ -37,7 +37,8 @@ const MAX_TOTAL: usize = 64 * 1024;
 /// that gets the request across a spawn. A layer replaces what an outer one captured.
 ///
 /// The captured values are [sensitive](http::HeaderValue::set_sensitive), also in the request that goes
-/// on. Put the layer inside the authentication, and outside whatever sends.
+/// on. A line with an empty value is as if it had not come. Put the layer inside the authentication,
+/// and outside whatever sends.
 ///
 /// # Rejected requests
 ///
@@ -145,17 +146,20 @@ impl CaptureBuilder {
     ///
     /// For what your authentication has verified: it stands outside this layer and leaves its result
     /// in the request's extensions. The caller's own lines of that name are removed from the request
-    /// and replaced, in any spelling of `-`; where `value` gives nothing, the header is absent. A value that is no header
-    /// value or too long is answered with 500.
+    /// and replaced, in any spelling of `-`. Where `value` gives nothing, the header is absent, and the
+    /// call goes on without it unless the rule is [`required`](crate::Rule::required); that is also
+    /// what an authentication *inside* this layer looks like. A value with control bytes, with white
+    /// space at an edge or too long is answered with 500; one that is not ASCII goes as its UTF-8
+    /// bytes, which many servers do not read.
     ///
     /// ```
-    /// use mcp_forward::{CaptureLayer, Upstream};
+    /// use mcp_forward::{CaptureLayer, Rule, Upstream};
     ///
     /// #[derive(Clone)]
     /// struct Subject(String);
     ///
     /// let search = Upstream::builder("search", "https://search.example/mcp")
-    ///     .allow("x-mcp-subject")
+    ///     .rule(Rule::new("x-mcp-subject").required())
     ///     .build()?;
     /// let layer = CaptureLayer::for_upstreams([&search])
     ///     .attest("x-mcp-subject", |parts| {

@@ -7,9 +7,10 @@ use axum_core::{
 };
 use http::{StatusCode, request::Parts};
 
-use crate::{carry::Inbound, error::MissingInbound, reply::Rejection};
+use crate::{carry::Inbound, error::MissingInbound, events, reply::Rejection};
 
-/// The inbound of the request; *empty* for a caller who sent nothing that the rules read.
+/// The inbound of the request; *empty* for a caller who sent nothing that the rules read. Without a
+/// capture layer it answers 500.
 impl<S: Sync> FromRequestParts<S> for Inbound {
     type Rejection = MissingInbound;
 
@@ -22,6 +23,7 @@ impl<S: Sync> FromRequestParts<S> for Inbound {
 impl IntoResponse for MissingInbound {
     fn into_response(self) -> Response {
         let rejection = Rejection::new(StatusCode::INTERNAL_SERVER_ERROR, self.to_string());
+        events::rejected("extractor", &rejection);
         rejection.response::<Body>().map(Body::new)
     }
 }

@@ -106,7 +106,8 @@ impl Rule {
         }
     }
 
-    /// Sends nothing to the upstream unless the caller sent this header.
+    /// Makes the call fail with [`Missing`](crate::OutboundErrorKind::Missing), and sends nothing,
+    /// unless this header came with a value.
     pub fn required(self) -> Self {
         Self {
             required: true,
@@ -117,7 +118,7 @@ impl Rule {
     /// Takes a header that came on several lines, and sends them all, in their order.
     ///
     /// Without it such a request is answered with 400: which line is meant is anybody's guess. Every
-    /// rule that reads the header has to say so. A header with one value by its definition
+    /// rule of one capture layer that reads the header has to say so, else the 400 stays. A header with one value by its definition
     /// (`authorization`, `cookie`, `proxy-authorization`) cannot have it.
     pub fn multi(self) -> Self {
         Self {
