@@ -42,6 +42,7 @@ fn enter<R>(scope: &mut Scope, f: impl FnOnce() -> R) -> R {
         }
     }
 
+    #[inline]
     fn swap(scope: &mut Scope) {
         let _ = CURRENT.try_with(|current| *scope = current.replace(scope.take()));
     }
@@ -121,7 +122,7 @@ pin_project! {
     /// Made by [`InboundExt`].
     #[must_use = "it does nothing unless it is polled"]
     pub struct WithInbound<T> {
-        // `None` only while it is dropped: it has to go while the scope is still entered.
+        // `None` once it has ended or is dropped: it has to go while the scope is still entered.
         #[pin]
         inner: Option<T>,
         scope: Scope,
@@ -131,7 +132,7 @@ pin_project! {
     impl<T> PinnedDrop for WithInbound<T> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            if std::mem::needs_drop::<T>() {
+            if std::mem::needs_drop::<T>() && this.inner.is_some() {
                 enter(this.scope, || this.inner.set(None));
             }
         }
@@ -154,9 +155,9 @@ impl<T> WithInbound<T> {
         Self::new(inner, scope)
     }
 
-    /// `other`, which runs as the same inbound.
-    pub(crate) fn beside<U>(self: Pin<&Self>, other: U) -> WithInbound<U> {
-        WithInbound::new(other, self.scope.clone())
+    /// `next`, which runs as the inbound for which `self`, which has ended, has no more use.
+    pub(crate) fn succeed<U>(self: Pin<&mut Self>, next: U) -> WithInbound<U> {
+        WithInbound::new(next, self.project().scope.take())
     }
 }
 
@@ -180,11 +181,15 @@ impl<T: Future> Future for WithInbound<T> {
     type Output = T::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        match this.inner.as_pin_mut() {
-            Some(inner) => enter(this.scope, || inner.poll(cx)),
-            None => Poll::Pending,
-        }
+        let mut this = self.project();
+        enter(this.scope, || {
+            let inner = this.inner.as_mut().as_pin_mut();
+            let output = inner.map_or(Poll::Pending, |inner| inner.poll(cx));
+            if output.is_ready() {
+                this.inner.set(None);
+            }
+            output
+        })
     }
 }
 

@@ -372,15 +372,16 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (mut request, inbound) = match self.reader.read(request) {
-            Ok(read) => read,
-            Err(rejection) => {
-                events::rejected("capture", &rejection);
-                return CaptureFuture {
-                    state: State::Rejected { rejection },
-                };
-            }
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if self.reader.attests() {
+            request = match self.reader.attest(request) {
+                Ok(attested) => attested,
+                Err(rejection) => return CaptureFuture::rejected(rejection),
+            };
+        }
+        let inbound = match self.reader.read(request.headers_mut()) {
+            Ok(inbound) => inbound,
+            Err(rejection) => return CaptureFuture::rejected(rejection),
         };
         events::captured(&inbound);
         if inbound.is_trivial() && !self.reader.always_attaches() {
@@ -414,6 +415,15 @@ pin_project! {
     }
 }
 
+impl<F> CaptureFuture<F> {
+    fn rejected(rejection: Rejection) -> Self {
+        events::rejected("capture", &rejection);
+        Self {
+            state: State::Rejected { rejection },
+        }
+    }
+}
+
 impl<F, R, E> Future for CaptureFuture<F>
 where
     F: Future<Output = Result<Response<R>, E>>,
@@ -425,7 +435,7 @@ where
             StateProj::Inner { mut future } => {
                 let response = ready!(future.as_mut().poll(cx))?;
                 Poll::Ready(Ok(
-                    response.map(|body| reply::Body::inner(future.as_ref().beside(body)))
+                    response.map(|body| reply::Body::inner(future.succeed(body)))
                 ))
             }
             StateProj::Rejected { rejection } => Poll::Ready(Ok(rejection.response())),

@@ -4,6 +4,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, StatusCode,
     header::{CONNECTION, COOKIE},
@@ -97,14 +98,26 @@ impl Reader {
         &self.names
     }
 
-    /// The request as it goes on, and what it said; or the answer to it.
-    pub(super) fn read<B>(&self, request: Request<B>) -> Result<(Request<B>, Inbound), Rejection> {
-        if request.headers().contains_key(CONNECTION) {
-            self.check_connection(request.headers())?;
+    /// What `headers` say, in which the values are sensitive from here on; or the answer to them.
+    pub(super) fn read(&self, headers: &mut HeaderMap) -> Result<Inbound, Rejection> {
+        if headers.contains_key(CONNECTION) {
+            self.check_connection(headers)?;
         }
-        let mut request = self.attest(request)?;
-        let inbound = self.snapshot(request.headers_mut())?;
-        Ok((request, inbound))
+        let mut found = Found {
+            entries: SmallVec::new(),
+            total: 0,
+            max_total: self.max_total,
+        };
+        for (index, (name, source)) in self.names.iter().zip(&self.sources).enumerate() {
+            self.read_name(index, name, source, headers, &mut found)?;
+        }
+        Ok(Inbound::new(Arc::clone(&self.names), found.snapshot()))
+    }
+
+    /// Whether any header is the embedder's to say.
+    pub(super) fn attests(&self) -> bool {
+        let mut sources = self.sources.iter();
+        sources.any(|source| matches!(source, Source::Attested(_)))
     }
 
     /// RFC 9110 section 7.6.1 makes every header that `Connection` lists one of this hop only.
@@ -139,11 +152,7 @@ impl Reader {
     }
 
     /// Puts what the embedder vouches for in place of what the caller wrote.
-    fn attest<B>(&self, request: Request<B>) -> Result<Request<B>, Rejection> {
-        let is_attested = |source: &Source| matches!(source, Source::Attested(_));
-        if !self.sources.iter().any(is_attested) {
-            return Ok(request);
-        }
+    pub(super) fn attest<B>(&self, request: Request<B>) -> Result<Request<B>, Rejection> {
         let (mut parts, body) = request.into_parts();
         // All are asked before any is written, so that each sees the request as it came.
         let mut values = Vec::new();
@@ -183,18 +192,6 @@ impl Reader {
         value.ok_or_else(|| not_attestable(name))
     }
 
-    fn snapshot(&self, headers: &mut HeaderMap) -> Result<Inbound, Rejection> {
-        let mut found = Found {
-            entries: SmallVec::new(),
-            total: 0,
-            max_total: self.max_total,
-        };
-        for (index, (name, source)) in self.names.iter().zip(&self.sources).enumerate() {
-            self.read_name(index, name, source, headers, &mut found)?;
-        }
-        Ok(Inbound::new(Arc::clone(&self.names), found.snapshot()))
-    }
-
     /// Adds each value under `name`, sensitive from here on, to `found`.
     fn read_name(
         &self,
@@ -210,7 +207,9 @@ impl Reader {
         first.set_sensitive(true);
         let first = first.clone();
         let attested = matches!(source, Source::Attested(_));
-        if headers.get_all(name).iter().nth(1).is_none() {
+        // Mostly no header at all has several lines, which is known without a search.
+        let several = headers.len() > headers.keys_len();
+        if !several || headers.get_all(name).iter().nth(1).is_none() {
             self.check(name, &first)?;
             return found.push(index, first, attested);
         }
@@ -239,7 +238,7 @@ impl Reader {
                 return Err(self.too_long(name));
             }
         }
-        let Ok(mut joined) = HeaderValue::from_maybe_shared(joined) else {
+        let Ok(mut joined) = HeaderValue::from_maybe_shared(Bytes::from(joined)) else {
             return Err(bad_request(
                 "the lines of `cookie` cannot be joined; send one".into(),
             ));
@@ -299,7 +298,7 @@ impl Found {
         Ok(())
     }
 
-    fn snapshot(mut self) -> Option<Arc<[Entry]>> {
+    fn snapshot(&mut self) -> Option<Arc<[Entry]>> {
         let moved = self.entries.iter_mut().map(|slot| {
             slot.take().unwrap_or_else(|| Entry {
                 name: usize::MAX,

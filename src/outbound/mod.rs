@@ -16,6 +16,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -296,7 +297,8 @@ fn bearer(value: &HeaderValue) -> Option<HeaderValue> {
     if !is_token68(bytes) || bytes.eq_ignore_ascii_case(b"bearer") {
         return None;
     }
-    let mut value = HeaderValue::from_bytes(&[PREFIX, bytes].concat()).ok()?;
+    let value = Bytes::from([PREFIX, bytes].concat());
+    let mut value = HeaderValue::from_maybe_shared(value).ok()?;
     value.set_sensitive(true);
     Some(value)
 }

@@ -354,24 +354,20 @@ fn answer<R>(upstream: &Upstream, response: Response<R>) -> Response<reply::Body
 /// Removes what is about the upstream's connection or origin, and what `Connection` lists
 /// (RFC 9110 section 7.6.1).
 fn remove_hop(headers: &mut HeaderMap) {
-    let nominated: Vec<HeaderName> = headers
+    let nominated = headers
         .get_all(CONNECTION)
         .iter()
         .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-        .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
-        .collect();
-    let prefixed = headers.keys().filter(|name| {
-        let prefixes = RESPONSE_ONLY_UPSTREAM_PREFIXES.iter();
-        prefixes
-            .into_iter()
-            .any(|prefix| name.as_str().starts_with(prefix))
-    });
-    let prefixed: Vec<HeaderName> = prefixed.cloned().collect();
-    for name in RESPONSE_ONLY_UPSTREAM
-        .iter()
-        .chain(&nominated)
-        .chain(&prefixed)
-    {
+        .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok());
+    let own = headers.keys().filter(|name| is_only_upstream(name));
+    let removed: Vec<HeaderName> = own.cloned().chain(nominated).collect();
+    for name in removed {
         headers.remove(name);
     }
+}
+
+fn is_only_upstream(name: &HeaderName) -> bool {
+    let mut prefixes = RESPONSE_ONLY_UPSTREAM_PREFIXES.iter();
+    RESPONSE_ONLY_UPSTREAM.contains(name)
+        || prefixes.any(|prefix| name.as_str().starts_with(prefix))
 }
