@@ -4,11 +4,15 @@
 //! gives each case one sample, and of each sample that of the same round without any layer is taken
 //! away; a pass takes the median over its rounds, and the table shows the median, the least and the
 //! greatest over the passes. Without `--bench` (`cargo test --benches`) it only shows that it runs.
-#![allow(clippy::print_stdout, reason = "it prints a table")]
+#![allow(
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a benchmark prints, and fails loudly"
+)]
 
 mod support;
 
-use support::cases::{Case, layers, merges, polls, spawns};
+use support::cases::{Case, layers, merges, polls, relays, spawns};
 
 /// How long it measures.
 #[derive(Clone, Copy)]
@@ -17,11 +21,10 @@ struct Effort {
     rounds: usize,
 }
 
-/// One line of a table: what `ours` adds over `bare`, divided by what `peer` adds over it.
+/// One line of a table: what `ours` adds over its `bare`, divided by what `peer` adds over its own.
 struct Row {
-    ours: &'static str,
-    peer: &'static str,
-    bare: &'static str,
+    ours: [&'static str; 2],
+    peer: [&'static str; 2],
     goal: Option<f64>,
 }
 
@@ -38,90 +41,70 @@ fn main() {
         }
     };
     let row = |ours, peer, bare, goal| Row {
-        ours,
-        peer,
-        bare,
+        ours: [ours, bare],
+        peer: [peer, bare],
         goal,
     };
     let layer = |ours, peer, goal| row(ours, peer, "bare", goal);
-    table(
-        effort,
-        layers(),
-        512,
-        &[
-            layer("ours, 1 absent", "PropagateHeader, 1 absent", Some(1.0)),
-            layer("ours, 4 absent", "PropagateHeader, 4 absent", Some(0.5)),
-            layer("ours, 1 present", "PropagateHeader, 1 present", Some(1.6)),
-            layer("ours, 4 present", "PropagateHeader, 4 present", Some(1.0)),
-            layer("ours, 16 present", "PropagateHeader, 16 present", Some(0.6)),
-            layer("ours, 4 present", "SetRequestId, made", None),
-            layer("ours, 4 present", "SetRequestId, present", None),
-        ],
-    );
-    table(
-        effort,
-        polls(),
-        20_000,
-        &[
-            row(
-                "future, ours",
-                "future, tokio",
-                "future, no scope",
-                Some(1.0),
-            ),
-            row(
-                "stream, ours",
-                "stream, tokio",
-                "stream, no scope",
-                Some(1.0),
-            ),
-            row(
-                "body frame, ours",
-                "body frame, tokio",
-                "body frame, no scope",
-                Some(1.0),
-            ),
-        ],
-    );
-    table(
-        effort,
-        spawns(),
-        2_000,
-        &[
-            row(
-                "ours",
-                "tokio, the same value",
-                "nothing carried",
-                Some(1.0),
-            ),
-            row(
-                "ours",
-                "tokio, an Arc of a HeaderMap",
-                "nothing carried",
-                None,
-            ),
-        ],
-    );
-    table(
-        effort,
-        merges(),
-        512,
-        &[
-            row("ours, 4 headers", "by hand, 4 headers", "bare", None),
-            row(
-                "ours, 4 headers, 1 bearer",
-                "by hand, 4 headers",
-                "bare",
-                None,
-            ),
-        ],
-    );
+    let other = |ours, bare, peer| Row {
+        ours: [ours, bare],
+        peer: [peer, "bare"],
+        goal: None,
+    };
+    let keep_alive = |ours, peer| other(ours, "bare, keep-alive", peer);
+    let in_use = |ours, peer| other(ours, "bare, extensions in use", peer);
+    let rows = [
+        layer("ours, 1 absent", "PropagateHeader, 1 absent", Some(1.0)),
+        layer("ours, 4 absent", "PropagateHeader, 4 absent", Some(0.5)),
+        layer("ours, 1 present", "PropagateHeader, 1 present", Some(1.6)),
+        layer("ours, 4 present", "PropagateHeader, 4 present", Some(1.0)),
+        layer("ours, 16 present", "PropagateHeader, 16 present", Some(0.6)),
+        keep_alive("ours, 1 absent, keep-alive", "PropagateHeader, 1 absent"),
+        keep_alive("ours, 4 absent, keep-alive", "PropagateHeader, 4 absent"),
+        keep_alive("ours, 4 present, keep-alive", "PropagateHeader, 4 present"),
+        in_use(
+            "ours, 1 present, extensions in use",
+            "PropagateHeader, 1 present",
+        ),
+        in_use(
+            "ours, 4 present, extensions in use",
+            "PropagateHeader, 4 present",
+        ),
+        layer("one extension", "PropagateHeader, 1 present", None),
+        layer("ours, 4 present", "SetRequestId, made", None),
+        layer("ours, 4 present", "SetRequestId, present", None),
+    ];
+    table("Layers", effort, layers(), 512, &rows);
+    let poll = |ours, peer, bare| row(ours, peer, bare, Some(1.0));
+    let rows = [
+        poll("future, ours", "future, tokio", "future, no scope"),
+        poll("stream, ours", "stream, tokio", "stream, no scope"),
+        poll(
+            "body frame, ours",
+            "body frame, tokio",
+            "body frame, no scope",
+        ),
+    ];
+    table("Polls", effort, polls(), 20_000, &rows);
+    let spawn = |peer, goal| row("ours", peer, "nothing carried", goal);
+    let rows = [
+        spawn("tokio, the same value", Some(1.0)),
+        spawn("tokio, an Arc of a HeaderMap", None),
+    ];
+    table("Spawns", effort, spawns(), 2_000, &rows);
+    let merge = |ours| row(ours, "by hand, 4 headers", "bare", None);
+    let rows = [merge("ours, 4 headers"), merge("ours, 4 headers, 1 bearer")];
+    table("Merge and apply", effort, merges(), 512, &rows);
+    table("Relay in memory", effort, relays(), 512, &[]);
 }
 
-/// Measures `cases` in turns, `count` times each a round, and prints `rows`.
-fn table(effort: Effort, mut cases: Vec<Case>, count: u64, rows: &[Row]) {
+/// Measures `cases` in turns, `count` times each a round, and prints them and `rows`.
+fn table(title: &str, effort: Effort, mut cases: Vec<Case>, count: u64, rows: &[Row]) {
     let names: Vec<_> = cases.iter().map(|case| case.name).collect();
-    let at = |wanted: &str| names.iter().position(|name| *name == wanted);
+    let at = |wanted: &str| {
+        let found = names.iter().position(|name| *name == wanted);
+        found.unwrap_or_else(|| panic!("there is no case {wanted}"))
+    };
     let passes: Vec<Vec<Vec<f64>>> = (0..effort.passes)
         .map(|_| pass(&mut cases, effort.rounds, count))
         .collect();
@@ -138,39 +121,36 @@ fn table(effort: Effort, mut cases: Vec<Case>, count: u64, rows: &[Row]) {
         passes.iter().map(of_pass).collect()
     };
 
-    println!("\n| case | ns | added ns |");
-    println!("|---|---|---|");
+    println!("\n{title}\n\n| case | ns |\n|---|---|");
     for (case, name) in names.iter().enumerate() {
-        let time = passes
-            .iter()
-            .map(|rounds| median(rounds.iter().map(|round| round[case]).collect()));
-        let bare = rows.iter().find(|row| [row.ours, row.peer].contains(name));
-        let added = bare
-            .and_then(|row| at(row.bare))
-            .map(|bare| added(case, bare));
-        let added = added.map(|added| format!("{:.1}", median(added)));
-        let time = median(time.collect());
-        println!("| {name} | {time:.1} | {} |", added.unwrap_or_default());
+        let of_pass =
+            |rounds: &Vec<Vec<f64>>| median(rounds.iter().map(|round| round[case]).collect());
+        let time = median(passes.iter().map(of_pass).collect());
+        println!("| {name} | {time:.1} |");
+    }
+    if rows.is_empty() {
+        return;
     }
 
-    println!("\n| added by | to that of | ratio | least to greatest | goal |");
-    println!("|---|---|---|---|---|");
+    println!("\n| added by | ns | to that of | ns | ratio | least to greatest | goal |");
+    println!("|---|---|---|---|---|---|---|");
     for row in rows {
-        let (Some(ours), Some(peer), Some(bare)) = (at(row.ours), at(row.peer), at(row.bare))
-        else {
-            continue;
-        };
-        let pairs = added(ours, bare).into_iter().zip(added(peer, bare));
+        let ([ours, its_bare], [peer, bare]) = (row.ours, row.peer);
+        let (added_ours, added_peer) = (added(at(ours), at(its_bare)), added(at(peer), at(bare)));
+        let pairs = added_ours.iter().zip(&added_peer);
         let ratios: Vec<f64> = pairs.map(|(ours, peer)| ours / peer).collect();
         let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
         let greatest = ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let ratio = median(ratios);
         let goal = row.goal.map_or(String::new(), |goal| {
             let verdict = if ratio <= goal { "met" } else { "missed" };
-            format!("<= {goal:.2}, {verdict}")
+            format!("<= {goal:.1}, {verdict}")
         });
-        let (ours, peer) = (row.ours, row.peer);
-        println!("| {ours} | {peer} | {ratio:.2} | {least:.2} to {greatest:.2} | {goal} |");
+        let (added_ours, added_peer) = (median(added_ours), median(added_peer));
+        println!(
+            "| {ours} | {added_ours:.1} | {peer} | {added_peer:.1} | {ratio:.2} \
+             | {least:.2} to {greatest:.2} | {goal} |"
+        );
     }
 }
 

@@ -14,10 +14,11 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::Stream;
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body as _, Frame};
-use mcp_forward::{ForwardLayer, Inbound, InboundExt, Rule, Upstream, task};
-use tokio::runtime::Runtime;
+use mcp_forward::{
+    CaptureLayer, ForwardLayer, Inbound, InboundExt, OriginGuardLayer, Relay, Rule, Upstream, task,
+};
 use tower::{Layer, Service, ServiceBuilder};
 use tower_http::{
     propagate_header::PropagateHeader,
@@ -82,7 +83,7 @@ impl Case {
 
 /// Everything.
 pub fn all() -> Vec<Case> {
-    let groups = [layers(), polls(), spawns(), merges()];
+    let groups = [layers(), polls(), spawns(), merges(), relays()];
     groups.into_iter().flatten().collect()
 }
 
@@ -108,6 +109,13 @@ pub fn layers() -> Vec<Case> {
     let ours = |names: &[&str]| capture(names).layer(bare());
     let request_id = SetRequestIdLayer::new(HeaderName::from_static("x-made-id"), MakeRequestUuid);
     let known_id = SetRequestIdLayer::new(HeaderName::from_static("x-user-id"), MakeRequestUuid);
+    let handle: Arc<str> = Arc::from("handle");
+    let extension = ServiceBuilder::new()
+        .map_request(move |mut request: Head| {
+            request.extensions_mut().insert(Arc::clone(&handle));
+            request
+        })
+        .service(bare());
     vec![
         plain("bare", bare()),
         plain("ours, 1 absent", ours(&ABSENT[..1])),
@@ -125,6 +133,7 @@ pub fn layers() -> Vec<Case> {
         plain("PropagateHeader, 16 present", stacked16(PRESENT)),
         plain("SetRequestId, made", request_id.layer(bare())),
         plain("SetRequestId, present", known_id.layer(bare())),
+        plain("one extension", extension),
         keep_alive("bare, keep-alive", bare()),
         keep_alive("ours, 1 absent, keep-alive", ours(&ABSENT[..1])),
         keep_alive("ours, 4 absent, keep-alive", ours(&ABSENT)),
@@ -245,7 +254,8 @@ pub fn spawns() -> Vec<Case> {
         name: &'static str,
         mut spawns: impl FnMut(u64) -> F + 'static,
     ) -> Case {
-        let runtime = Runtime::new_current();
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let runtime = runtime.unwrap();
         Case::new("spawn", name, move |count| runtime.block_on(spawns(count)))
     }
     let value = inbound(&PRESENT[..4]);
@@ -293,18 +303,6 @@ pub fn spawns() -> Vec<Case> {
             })
         }),
     ]
-}
-
-trait NewCurrent {
-    fn new_current() -> Self;
-}
-
-impl NewCurrent for Runtime {
-    fn new_current() -> Self {
-        tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap()
-    }
 }
 
 /// A request of an MCP client, as it stands before the caller's headers are put in.
@@ -358,4 +356,63 @@ pub fn merges() -> Vec<Case> {
         scoped("ours, 4 headers, 1 bearer", &bearer()),
         Case::service("merge", "by hand, 4 headers", by_hand, outbound),
     ]
+}
+
+/// An upstream that is no further than a function call: what remains is the relay itself.
+fn upstream_in_memory<B: 'static>()
+-> impl Service<Request<B>, Response = Response<Body>, Error = Infallible> + Clone {
+    let lines = [
+        ("content-type", "application/json"),
+        ("content-length", "1024"),
+        ("mcp-session-id", "0123456789abcdef"),
+        ("date", "Thu, 01 Jan 1970 00:00:00 GMT"),
+    ];
+    tower::service_fn(move |request: Request<B>| {
+        drop(black_box(request));
+        let mut response = Response::new(Body::default());
+        response.headers_mut().reserve(lines.len());
+        for (name, value) in lines {
+            let value = HeaderValue::from_static(value);
+            response.headers_mut().insert(name, value);
+        }
+        async { Ok(response) }
+    })
+}
+
+/// `CaptureLayer` and `Relay` without a network, and a proxy that only moves the headers.
+pub fn relays() -> Vec<Case> {
+    let rules = super::request::upstream(&PRESENT[..4]);
+    let guard = OriginGuardLayer::builder().allow_host("mcp.example.com");
+    let relay = Relay::new(&rules, upstream_in_memory()).origin_guard(guard.build().unwrap());
+    let capture = CaptureLayer::for_upstreams([&rules]).build().unwrap();
+    let ours = capture.layer(relay);
+
+    let url = rules.url().clone();
+    let bare = ServiceBuilder::new()
+        .map_request(move |inbound: Head| {
+            let (head, body) = inbound.into_parts();
+            let mut outbound = Request::new(body);
+            *outbound.method_mut() = head.method;
+            *outbound.uri_mut() = url.clone();
+            *outbound.headers_mut() = head.headers;
+            outbound
+        })
+        .service(upstream_in_memory());
+
+    fn case<S: Service<Head> + 'static>(name: &'static str, service: S) -> Case {
+        let mut connection = Connection::default();
+        let make = move || {
+            let mut request = connection.request();
+            *request.method_mut() = http::Method::POST;
+            request
+        };
+        let mut case = Case::service("relay", name, service, make);
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().build().unwrap();
+        Case::new("relay", name, move |count| {
+            let _entered = runtime.enter();
+            (case.run)(count)
+        })
+    }
+    vec![case("bare", bare), case("ours", ours)]
 }
