@@ -4,45 +4,15 @@
 
 mod support;
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-};
-
 use bytes::Bytes;
 use http_body_util::Full;
 use mcp_forward::{CaptureLayer, ForwardLayer, Relay, Upstream};
 use support::{OK, RawUpstream, http_client, post, raw, serve, status};
 use tower::{Layer, ServiceExt};
-use tracing_subscriber::filter::LevelFilter;
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The log, at every level, of what `run` does.
+/// The log, at every level, of what `run` does, in which no value is.
 async fn logged<T>(run: impl Future<Output = T>) -> (T, String) {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::TRACE)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    // This runtime has one thread, so everything runs below this subscriber.
-    let _subscribed = tracing::subscriber::set_default(subscriber);
-    let done = run.await;
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let (done, log) = support::logged(run).await;
     assert!(!log.contains("s3cret"), "{log}");
     (done, log)
 }

@@ -8,12 +8,7 @@
 
 mod support;
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use axum::{
     Router,
@@ -25,7 +20,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use mcp_forward::{CaptureLayer, OriginGuardLayer, Relay, Upstream};
-use support::{OK, RawUpstream, http_client, own_error, post, raw, serve, status};
+use support::{OK, RawUpstream, http_client, logged, own_error, post, raw, serve, status};
 use tower::{BoxError, Layer, ServiceBuilder};
 use tower_http::{
     compression::CompressionLayer,
@@ -36,7 +31,6 @@ use tower_http::{
     timeout::RequestBodyTimeoutLayer,
     trace::{DefaultMakeSpan, TraceLayer},
 };
-use tracing_subscriber::filter::LevelFilter;
 
 const SENT: &str =
     "authorization: Bearer s3cret\r\nx-user-id: s3cret\r\norigin: http://localhost\r\n";
@@ -142,45 +136,24 @@ fn trace()
     TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().include_headers(true))
 }
 
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn l7_both_spellings_serve_a_call_at_trace_and_print_no_value() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::TRACE)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    // This runtime has one thread, so everything runs below this subscriber.
-    let _subscribed = tracing::subscriber::set_default(subscriber);
-    let server = RawUpstream::answering(OK).await;
-    for addr in [axum_lines(&server).await, hyper_builder(&server).await] {
-        let answer = raw(addr, post(addr, &format!("{SENT}x-subject: mallory\r\n"))).await;
-        assert_eq!(status(&answer), 200, "{answer}");
-        assert!(
-            answer.contains("access-control-allow-origin: *\r\n"),
-            "{answer}"
-        );
-        let seen = server.requests().pop().unwrap();
-        assert_eq!(seen.all("authorization"), ["Bearer s3cret"]);
-        assert_eq!(seen.all("x-subject"), ["alice"]);
-        assert!(seen.all("x-user-id").is_empty() && seen.all("origin").is_empty());
-    }
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let ((), log) = logged(async {
+        let server = RawUpstream::answering(OK).await;
+        for addr in [axum_lines(&server).await, hyper_builder(&server).await] {
+            let answer = raw(addr, post(addr, &format!("{SENT}x-subject: mallory\r\n"))).await;
+            assert_eq!(status(&answer), 200, "{answer}");
+            assert!(
+                answer.contains("access-control-allow-origin: *\r\n"),
+                "{answer}"
+            );
+            let seen = server.requests().pop().unwrap();
+            assert_eq!(seen.all("authorization"), ["Bearer s3cret"]);
+            assert_eq!(seen.all("x-subject"), ["alice"]);
+            assert!(seen.all("x-user-id").is_empty() && seen.all("origin").is_empty());
+        }
+    })
+    .await;
     // The span holds the headers, so the test would see an unmarked one: `x-user-id` is not captured.
     let marked = log.replace("\"x-user-id\": \"s3cret\"", "");
     assert!(

@@ -11,13 +11,7 @@
 
 mod support;
 
-use std::{
-    convert::Infallible,
-    fmt::Debug,
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::{convert::Infallible, fmt::Debug, io, net::SocketAddr};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -27,13 +21,12 @@ use mcp_forward::{
     OriginGuardLayer, Outbound, Relay, Rule, Upstream, UpstreamBuilder, outbound::RemovedLocation,
 };
 use support::{
-    OK, RawUpstream, body_of, capture, headers, http_client, http2_client, identity, merge,
+    OK, RawUpstream, body_of, capture, headers, http_client, http2_client, identity, logged, merge,
     own_error, post, raw, serve, status,
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::trace::{DefaultMakeSpan, DefaultOnRequest, DefaultOnResponse, TraceLayer};
 use tracing::Level;
-use tracing_subscriber::filter::LevelFilter;
 
 fn builder() -> UpstreamBuilder {
     Upstream::builder("up", "https://up.example/mcp")
@@ -48,36 +41,6 @@ async fn proxy(
         .unwrap();
     let capture = CaptureLayer::for_upstreams([&up]).build().unwrap();
     serve(capture.layer(Relay::new(&up, http_client()))).await
-}
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// What everybody logs, at every level, while `run` runs.
-async fn logged<T>(run: impl Future<Output = T>) -> (T, String) {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::TRACE)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    // This runtime has one thread, so everything runs below this subscriber.
-    let _subscribed = tracing::subscriber::set_default(subscriber);
-    let done = run.await;
-    let log = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
-    (done, log)
 }
 
 #[tokio::test]
