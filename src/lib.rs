@@ -154,7 +154,7 @@ pub mod outbound;
 pub mod reply;
 mod rules;
 
-pub use carry::{Inbound, InboundExt, WithInbound, task};
+pub use carry::{Inbound, InboundExt, Refusal, WithInbound, task};
 #[cfg(feature = "axum")]
 pub use error::MissingInbound;
 pub use error::{

@@ -19,6 +19,8 @@ use futures_core::Stream;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+pub(crate) use refusal::Fault;
+pub use refusal::Refusal;
 pub use snapshot::Inbound;
 pub(crate) use snapshot::{Entry, SessionKey, compact};
 
@@ -93,14 +95,14 @@ impl Inbound {
 pub trait InboundExt: Sized {
     /// Runs `self` as `inbound`, whatever the task around it is.
     fn with_inbound(self, inbound: Inbound) -> WithInbound<Self> {
-        WithInbound::new(self, Some(inbound))
+        WithInbound::scoped(self, Some(inbound))
     }
 
     /// Runs `self` as the inbound that is current *now*: the word to add in front of a spawn.
     ///
     /// Outside every scope there is none, and `self` will run with none.
     fn with_current_inbound(self) -> WithInbound<Self> {
-        WithInbound::new(self, Inbound::current())
+        WithInbound::scoped(self, Inbound::current())
     }
 
     /// Runs `self` with no inbound: for pools, caches and actors that one caller's request happens
@@ -110,7 +112,7 @@ pub trait InboundExt: Sized {
     /// or given to a spawn that carries. What a function does before it returns its future is not
     /// covered: `async { start().await }.detached()`.
     fn detached(self) -> WithInbound<Self> {
-        WithInbound::new(self, None)
+        WithInbound::scoped(self, None)
     }
 }
 
@@ -140,7 +142,7 @@ pin_project! {
 }
 
 impl<T> WithInbound<T> {
-    fn new(inner: T, scope: Scope) -> Self {
+    pub(crate) fn scoped(inner: T, scope: Option<Inbound>) -> Self {
         Self {
             inner: Some(inner),
             scope,
@@ -152,19 +154,19 @@ impl<T> WithInbound<T> {
     pub(crate) fn of(inbound: Inbound, make: impl FnOnce() -> T) -> Self {
         let mut scope = Some(inbound);
         let inner = enter(&mut scope, make);
-        Self::new(inner, scope)
+        Self::scoped(inner, scope)
     }
 
     /// `next`, which runs as the inbound for which `self`, which has ended, has no more use.
     pub(crate) fn succeed<U>(self: Pin<&mut Self>, next: U) -> WithInbound<U> {
-        WithInbound::new(next, self.project().scope.take())
+        WithInbound::scoped(next, self.project().scope.take())
     }
 }
 
 impl<T: Default> Default for WithInbound<T> {
     /// The default of the inner type, which runs with no inbound.
     fn default() -> Self {
-        Self::new(T::default(), None)
+        Self::scoped(T::default(), None)
     }
 }
 

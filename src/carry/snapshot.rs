@@ -3,11 +3,16 @@
 //! It holds values only under names that a capture layer was told to read. It may not know the
 //! rules, nor how it is carried (`mod.rs`).
 
-use std::{fmt, sync::Arc};
+use std::{
+    any::Any,
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use http::{Extensions, HeaderName, HeaderValue};
 
-use super::refusal::Slot;
+use super::refusal::{Refusal, Slot};
 
 /// What one caller sent, of what the rules read: a cheap handle to an immutable snapshot.
 ///
@@ -39,9 +44,40 @@ pub(crate) struct Entry {
 
 /// Which front session a request belongs to: opaque, never a header, never printed.
 ///
-/// Uninhabited until something here knows sessions.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub(crate) enum SessionKey {}
+/// Two keys are equal where they are clones of one another.
+#[derive(Clone)]
+pub(crate) struct SessionKey(Arc<dyn Any + Send + Sync>);
+
+impl SessionKey {
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn new(session: Arc<dyn Any + Send + Sync>) -> Self {
+        Self(session)
+    }
+
+    /// The session itself, for whoever made the key.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn get<T: 'static>(&self) -> Option<&T> {
+        self.0.downcast_ref()
+    }
+
+    fn address(&self) -> *const () {
+        Arc::as_ptr(&self.0).cast()
+    }
+}
+
+impl PartialEq for SessionKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.address() == other.address()
+    }
+}
+
+impl Eq for SessionKey {}
+
+impl Hash for SessionKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.address().hash(state);
+    }
+}
 
 /// What the extensions hold. Private, so that reading them is only possible by [`Inbound::of`].
 #[derive(Clone)]
@@ -173,6 +209,15 @@ impl Inbound {
     /// Whether it holds nothing at all: not worth a place in the extensions.
     pub(crate) fn is_trivial(&self) -> bool {
         self.is_empty() && self.slot.is_none() && self.session.is_none()
+    }
+
+    /// Tells whoever answers the caller that an upstream has refused.
+    ///
+    /// Nothing happens where nobody listens, and once the answer is on its way.
+    pub fn report(&self, refusal: Refusal) {
+        if let Some(slot) = &self.slot {
+            slot.report(refusal);
+        }
     }
 
     pub(crate) fn session(&self) -> Option<&SessionKey> {

@@ -7,7 +7,11 @@ use std::{fmt, pin::Pin, sync::Arc};
 use tower::BoxError;
 
 use super::Outbound;
-use crate::{carry::Inbound, error::ConnectError, rules::Upstream};
+use crate::{
+    carry::{Inbound, WithInbound},
+    error::ConnectError,
+    rules::Upstream,
+};
 
 /// Makes clients that act as the caller; a closure is one.
 ///
@@ -40,7 +44,8 @@ pub trait ClientFactory: Send + Sync {
 
     /// Makes a client that sends `outbound`'s headers, and only to `outbound`'s upstream.
     ///
-    /// A client that is kept belongs to this exact `Outbound`, which can be its key.
+    /// A client that is kept belongs to this exact `Outbound`, which can be its key. While this runs,
+    /// the caller's inbound is the [current](Inbound::current) one.
     fn create(
         &self,
         outbound: Outbound,
@@ -57,7 +62,7 @@ pub trait ClientFactory: Send + Sync {
         &self,
         upstream: &Upstream,
     ) -> impl Future<Output = Result<Self::Client, ConnectError>> + Send + use<'_, Self> {
-        create(self, Outbound::merge(upstream, Inbound::current().as_ref()))
+        create(self, upstream, Inbound::current())
     }
 
     /// Makes a client for `upstream` as `inbound`.
@@ -70,18 +75,26 @@ pub trait ClientFactory: Send + Sync {
         upstream: &Upstream,
         inbound: &Inbound,
     ) -> impl Future<Output = Result<Self::Client, ConnectError>> + Send + use<'_, Self> {
-        create(self, Outbound::merge(upstream, Some(inbound)))
+        create(self, upstream, Some(inbound.clone()))
     }
 }
 
-async fn create<F: ClientFactory + ?Sized>(
-    factory: &F,
-    outbound: Result<Outbound, crate::error::OutboundError>,
-) -> Result<F::Client, ConnectError> {
-    let outbound = outbound.map_err(ConnectError::outbound)?;
-    let upstream = outbound.upstream().clone();
-    let client = factory.create(outbound).await;
-    client.map_err(|error| ConnectError::create(upstream.name(), error.into()))
+/// Merges when it is called, not when it is polled.
+fn create<'a, F: ClientFactory + ?Sized>(
+    factory: &'a F,
+    upstream: &Upstream,
+    inbound: Option<Inbound>,
+) -> impl Future<Output = Result<F::Client, ConnectError>> + Send + use<'a, F> {
+    let outbound = Outbound::merge(upstream, inbound.as_ref());
+    WithInbound::scoped(
+        async move {
+            let outbound = outbound.map_err(ConnectError::outbound)?;
+            let upstream = outbound.upstream().clone();
+            let client = factory.create(outbound).await;
+            client.map_err(|error| ConnectError::create(upstream.name(), error.into()))
+        },
+        inbound,
+    )
 }
 
 impl<F, Fut, C, E> ClientFactory for F

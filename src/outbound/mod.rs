@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -25,7 +25,7 @@ pub use forward::{Forward, ForwardFuture, RemovedLocation};
 pub use relay::RelayFuture;
 
 use crate::{
-    carry::{Inbound, SessionKey, compact},
+    carry::{Fault, Inbound, Refusal, SessionKey, compact},
     error::{OutboundError, OutboundErrorKind as Kind},
     events,
     rules::{CompiledRule, Line, OnConflict, Provenance, Upstream},
@@ -120,6 +120,26 @@ impl Outbound {
             headers.append(name.clone(), value.clone());
         }
         Ok(())
+    }
+
+    /// The refusal that an answer of the upstream is; `None` where `status` is neither 401 nor 403.
+    ///
+    /// Whose fault it is, the upstream's rules say: the caller's, where a rule writes a credential
+    /// (`authorization`, `cookie`, `proxy-authorization`, or [`bearer`](crate::Rule::bearer)) and no
+    /// static header stood in for it, whether or not the caller sent one; else the operator's.
+    #[must_use]
+    pub fn refusal(&self, status: StatusCode, headers: &HeaderMap) -> Option<Refusal> {
+        let is_static = |name: &HeaderName| {
+            let line = self.lines.iter().find(|line| line.name == *name);
+            line.is_some_and(|line| line.provenance == Provenance::Static)
+        };
+        let mut credentials = self.upstream.rules().iter().filter(|rule| rule.credential);
+        let fault = if credentials.any(|rule| !is_static(&rule.target)) {
+            Fault::Caller
+        } else {
+            Fault::Operator
+        };
+        Refusal::new(self.upstream.name(), fault, status, headers)
     }
 
     /// The headers as a map.

@@ -186,10 +186,12 @@ impl Rule {
         }
         let (source, target) = (source?, target?);
         let has_scheme = names::has_scheme(&target);
+        let credential = self.bearer || names::guarded(&target);
         Some(CompiledRule {
             source,
             target,
             has_scheme,
+            credential,
             bearer: self.bearer,
             required: self.required,
             multi: self.multi,
@@ -206,6 +208,8 @@ pub(crate) struct CompiledRule {
     pub(crate) target: HeaderName,
     /// Whether the target's value begins with an authentication scheme.
     pub(crate) has_scheme: bool,
+    /// Whether what it writes is a credential.
+    pub(crate) credential: bool,
     pub(crate) bearer: bool,
     pub(crate) required: bool,
     pub(crate) multi: bool,
