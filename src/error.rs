@@ -108,6 +108,10 @@ pub enum MistakeKind {
     Guarded,
     /// A header that has one value is to be sent on several lines.
     SingleValued,
+    /// The HTTP client cannot be built.
+    HttpClient,
+    /// A bound is out of its range.
+    Limit,
     /// An attested header is attested twice, or read by no rule.
     Attested,
     /// Two names differ only by `_` and `-`.
@@ -289,15 +293,16 @@ pub enum ConnectErrorKind {
     Create,
 }
 
-/// A handler asked for the [`Inbound`](crate::Inbound) of a request that no capture layer saw.
-#[cfg(feature = "axum")]
+/// A handler asked for an [`Inbound`](crate::Inbound) where none can be.
+#[cfg(any(feature = "axum", feature = "rmcp"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no inbound here: put `CaptureLayer` around the router (`.layer` comes after the routes)")]
-pub struct MissingInbound(());
+#[error("no inbound here: {0}")]
+pub struct MissingInbound(&'static str);
 
-#[cfg(feature = "axum")]
+#[cfg(any(feature = "axum", feature = "rmcp"))]
 impl MissingInbound {
-    pub(crate) const fn new() -> Self {
-        Self(())
+    /// `advice` says what to do.
+    pub(crate) const fn new(advice: &'static str) -> Self {
+        Self(advice)
     }
 }

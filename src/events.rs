@@ -7,8 +7,7 @@
     expect(unused_variables, reason = "nothing to tell")
 )]
 
-use http::{HeaderMap, HeaderValue, StatusCode};
-use tower::BoxError;
+use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::{carry::Inbound, error::OutboundError, reply::Rejection, rules::Upstream};
 
@@ -35,12 +34,11 @@ pub(crate) fn not_merged(error: &OutboundError) {
     tracing::warn!(upstream = error.upstream(), kind = ?error.kind(), reason = %error, "not merged");
 }
 
-/// The upstream's headers are in `headers`, which are on their way to it.
-pub(crate) fn injected(upstream: &Upstream, headers: &HeaderMap) {
+/// The headers `names` are on their way to the upstream.
+pub(crate) fn injected<'a>(upstream: &Upstream, names: impl Iterator<Item = &'a HeaderName>) {
     #[cfg(feature = "tracing")]
     if tracing::enabled!(tracing::Level::DEBUG) {
-        let names = headers.keys().filter(|name| upstream.governs(name));
-        let names: Vec<_> = names.map(http::HeaderName::as_str).collect();
+        let names: Vec<_> = names.map(HeaderName::as_str).collect();
         tracing::debug!(upstream = upstream.name(), ?names, "injected");
     }
 }
@@ -85,12 +83,11 @@ pub(crate) fn astray(upstream: &Upstream, status: StatusCode, location: Option<&
 }
 
 /// There was no answer.
-pub(crate) fn unreachable(upstream: &Upstream, error: &BoxError) {
+pub(crate) fn unreachable(upstream: &Upstream, error: &(dyn std::error::Error + 'static)) {
     #[cfg(feature = "tracing")]
     {
         // The transport's text may quote a URL or a header; the kind of its cause cannot.
-        let first: &dyn std::error::Error = &**error;
-        let sources = std::iter::successors(Some(first), |error| error.source());
+        let sources = std::iter::successors(Some(error), |error| error.source());
         let causes = sources.filter_map(|error| error.downcast_ref::<std::io::Error>());
         let cause = causes.last().map(|error| error.kind().to_string());
         let upstream = upstream.name();

@@ -152,10 +152,12 @@ mod events;
 pub mod inbound;
 pub mod outbound;
 pub mod reply;
+#[cfg(feature = "rmcp")]
+pub mod rmcp;
 mod rules;
 
 pub use carry::{Inbound, InboundExt, Refusal, WithInbound, task};
-#[cfg(feature = "axum")]
+#[cfg(any(feature = "axum", feature = "rmcp"))]
 pub use error::MissingInbound;
 pub use error::{
     BuildError, ConnectError, ConnectErrorKind, Mistake, MistakeKind, OutboundError,

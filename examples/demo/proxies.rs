@@ -1,14 +1,13 @@
 //! Three proxies for one MCP server: one without rules, and the crate's two ways to have some.
 
 use axum::{Router, body::Body};
-use http::request::Parts;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
 use mcp_forward::{
-    BoxClientFactory, BuildError, CaptureLayer, ClientFactory, Inbound, Outbound, Relay, Upstream,
-    outbound,
+    BuildError, CaptureLayer, ClientFactory, Relay, Upstream, outbound,
+    rmcp::{ContextExt, Factory},
 };
 use rmcp::{
     ErrorData, RoleServer, ServerHandler,
@@ -16,14 +15,11 @@ use rmcp::{
         CallToolRequestParams, CallToolResponse, ListToolsResult, PaginatedRequestParams,
         ServerCapabilities, ServerConfig,
     },
-    service::{RequestContext, ServiceError},
+    service::RequestContext,
 };
 use tower::ServiceBuilder;
 
-use crate::{
-    upstream::mcp,
-    wire::{McpClient, connect},
-};
+use crate::upstream::mcp;
 
 /// What the rules below allow. `cookie` has no rule.
 pub(crate) const ALLOWED: [&str; 5] = [
@@ -59,19 +55,13 @@ pub(crate) fn relay(url: &str) -> Result<Router, BuildError> {
     Ok(Router::new().route_service("/mcp", service))
 }
 
-/// An MCP server whose handler calls the upstream with an MCP client, made for each caller.
+/// An MCP server whose handler calls the upstream with an MCP client, as each caller.
 pub(crate) fn factory(url: &str) -> Result<Router, BuildError> {
     let upstream = with_rules(url)?;
     let capture = CaptureLayer::for_upstreams([&upstream]).build()?;
-    let factory = |outbound: Outbound| async move {
-        let url = outbound.upstream().url().to_string();
-        let headers = outbound.iter();
-        let headers = headers.map(|(name, value)| (name.clone(), value.clone()));
-        connect(url, headers.collect()).await
-    };
     let gateway = Gateway {
         upstream,
-        factory: BoxClientFactory::new(factory),
+        factory: Factory::builder().build()?,
     };
     let service = ServiceBuilder::new().layer(capture).service(mcp(gateway));
     Ok(Router::new().route_service("/mcp", service))
@@ -84,20 +74,7 @@ fn http_client() -> Client<HttpConnector, outbound::Body<Body>> {
 #[derive(Clone)]
 struct Gateway {
     upstream: Upstream,
-    factory: BoxClientFactory<McpClient>,
-}
-
-impl Gateway {
-    /// A client that acts as whoever sent this message.
-    async fn client(&self, context: &RequestContext<RoleServer>) -> Result<McpClient, ErrorData> {
-        // rmcp runs each handler in a task of its own, where no inbound is current; the one of the
-        // message comes with its HTTP request.
-        let parts = context.extensions.get::<Parts>();
-        let parts = parts.ok_or_else(|| internal("the message came without an HTTP request"))?;
-        let inbound = Inbound::of(&parts.extensions);
-        let client = self.factory.connect_for(&self.upstream, &inbound).await;
-        client.map_err(|error| internal(error.to_string()))
-    }
+    factory: Factory,
 }
 
 impl ServerHandler for Gateway {
@@ -110,10 +87,9 @@ impl ServerHandler for Gateway {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        let client = self.client(&context).await?;
-        let tools = client.list_tools(request).await;
-        close(client).await;
-        tools.map_err(passed_on)
+        let caller = context.inbound()?;
+        let client = self.factory.connect_for(&self.upstream, &caller).await?;
+        Ok(client.list_tools(request).await?)
     }
 
     async fn call_tool(
@@ -121,26 +97,8 @@ impl ServerHandler for Gateway {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let client = self.client(&context).await?;
-        let answer = client.call_tool_once(request).await;
-        close(client).await;
-        answer.map_err(passed_on)
+        let caller = context.inbound()?;
+        let client = self.factory.connect_for(&self.upstream, &caller).await?;
+        Ok(client.call_tool(request).await?)
     }
-}
-
-/// Ends the client's session at the upstream. The caller has its answer whether or not this works.
-async fn close(client: McpClient) {
-    let _ = client.cancel().await;
-}
-
-/// The upstream's own error; of the transport's no text, which may quote what was sent.
-fn passed_on(error: ServiceError) -> ErrorData {
-    match error {
-        ServiceError::McpError(error) => error,
-        _ => internal("the upstream gave no answer"),
-    }
-}
-
-fn internal(message: impl Into<std::borrow::Cow<'static, str>>) -> ErrorData {
-    ErrorData::internal_error(message, None)
 }

@@ -44,24 +44,31 @@ pub(crate) struct Entry {
 
 /// Which front session a request belongs to: opaque, never a header, never printed.
 ///
-/// Two keys are equal where they are clones of one another.
+/// The identity is kept alive, so that no other session can come to have its address.
 #[derive(Clone)]
-pub(crate) struct SessionKey(Arc<dyn Any + Send + Sync>);
+pub(crate) struct SessionKey {
+    identity: Arc<dyn Any + Send + Sync>,
+    session: Arc<dyn Any + Send + Sync>,
+}
 
 impl SessionKey {
+    /// Keys of one session are made with the same `identity`: not one that is equal.
     #[cfg(feature = "rmcp")]
-    pub(crate) fn new(session: Arc<dyn Any + Send + Sync>) -> Self {
-        Self(session)
+    pub(crate) fn new(
+        identity: Arc<dyn Any + Send + Sync>,
+        session: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self { identity, session }
     }
 
     /// The session itself, for whoever made the key.
     #[cfg(feature = "rmcp")]
     pub(crate) fn get<T: 'static>(&self) -> Option<&T> {
-        self.0.downcast_ref()
+        self.session.downcast_ref()
     }
 
     fn address(&self) -> *const () {
-        Arc::as_ptr(&self.0).cast()
+        Arc::as_ptr(&self.identity).cast()
     }
 }
 
@@ -176,6 +183,24 @@ impl Inbound {
             // Whoever keeps it longer than the request has nobody to answer any more.
             slot: None,
             ..self.copied()
+        }
+    }
+
+    /// This inbound, of a request in a front session.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn in_session(self, session: SessionKey) -> Self {
+        Self {
+            session: Some(session),
+            ..self
+        }
+    }
+
+    /// Where to answer, and nothing that the caller sent.
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn answer_only(&self) -> Self {
+        Self {
+            slot: self.slot.clone(),
+            ..Self::empty()
         }
     }
 

@@ -16,7 +16,9 @@ impl<S: Sync> FromRequestParts<S> for Inbound {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MissingInbound> {
         let inbound = Self::attached(&parts.extensions).or_else(Self::current);
-        inbound.ok_or(MissingInbound::new())
+        inbound.ok_or(MissingInbound::new(
+            "put `CaptureLayer` around the router (`.layer` comes after the routes)",
+        ))
     }
 }
 

@@ -100,6 +100,11 @@ impl Outbound {
         &self.upstream
     }
 
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn session(&self) -> Option<&SessionKey> {
+        self.session.as_ref()
+    }
+
     /// The headers, line by line. The values are [sensitive](HeaderValue::set_sensitive).
     pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
         self.lines.iter().map(|line| (&line.name, &line.value))
@@ -176,7 +181,8 @@ fn merge_into(
     headers: &mut HeaderMap,
 ) -> Result<(), OutboundError> {
     try_merge_into(upstream, inbound, headers).inspect_err(events::not_merged)?;
-    events::injected(upstream, headers);
+    let governed = headers.keys().filter(|name| upstream.governs(name));
+    events::injected(upstream, governed);
     Ok(())
 }
 

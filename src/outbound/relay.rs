@@ -308,7 +308,7 @@ where
                 Poll::Ready(Ok(match outcome {
                     Ok(Ok(response)) => answer(upstream, response),
                     Ok(Err(error)) => {
-                        events::unreachable(upstream, &error.into());
+                        events::unreachable(upstream, &*error.into());
                         failed(StatusCode::BAD_GATEWAY, upstream, "cannot be reached")
                     }
                     Err(_) => {

@@ -1,0 +1,186 @@
+//! `Bridge`: what an upstream asks, brought to the caller whom it is about.
+//!
+//! It may not know headers.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rmcp::{
+    ErrorData, RoleClient, RoleServer, Service,
+    model::{
+        ClientCapabilities, ClientConfig, ClientResult, ErrorCode, GetMeta, Implementation,
+        ProtocolVersion, RequestId, ServerNotification, ServerRequest,
+    },
+    service::{InboundStreamOrigin, NotificationContext, Peer, RequestContext, ServiceError},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::carry::SessionKey;
+
+/// One question of the upstream's, for the task that waits for the answer to the call.
+pub(super) struct Question {
+    request: ServerRequest,
+    answer: oneshot::Sender<Result<ClientResult, ErrorData>>,
+}
+
+/// Where the questions that belong to one call go: in the extensions of the call's message.
+#[derive(Clone)]
+pub(super) struct Route(mpsc::UnboundedSender<Question>);
+
+impl Route {
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Question>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self(sender), receiver)
+    }
+}
+
+/// The calls that are under way on one connection.
+#[derive(Clone, Default)]
+pub(super) struct Routes(Arc<Mutex<HashMap<RequestId, Route>>>);
+
+impl Routes {
+    pub(super) fn insert(&self, call: RequestId, route: Route) {
+        let mut routes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A call that has ended has dropped its receiver.
+        routes.retain(|_, route| !route.0.is_closed());
+        routes.insert(call, route);
+    }
+
+    fn get(&self, call: &RequestId) -> Option<Route> {
+        let routes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        routes.get(call).cloned()
+    }
+}
+
+/// The client's side of one connection.
+pub(super) struct Bridge {
+    /// The front session that the connection belongs to.
+    front: Option<SessionKey>,
+    /// What the upstream was told that it may ask.
+    answerable: ClientCapabilities,
+    routes: Routes,
+}
+
+impl Bridge {
+    pub(super) fn new(
+        front: Option<SessionKey>,
+        answerable: ClientCapabilities,
+        routes: Routes,
+    ) -> Self {
+        Self {
+            front,
+            answerable,
+            routes,
+        }
+    }
+
+    fn may_ask(&self, request: &ServerRequest) -> bool {
+        match request {
+            ServerRequest::CreateMessageRequest(_) => self.answerable.sampling.is_some(),
+            ServerRequest::ElicitRequest(_) => self.answerable.elicitation.is_some(),
+            ServerRequest::ListRootsRequest(_) => self.answerable.roots.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Asks in the task of the call, where rmcp knows which call of the caller's that is.
+    async fn ask_in_call(
+        &self,
+        origin: Option<&InboundStreamOrigin>,
+        request: ServerRequest,
+    ) -> Result<Result<ClientResult, ErrorData>, ServerRequest> {
+        let Some(InboundStreamOrigin::OutboundRequest(call)) = origin else {
+            return Err(request);
+        };
+        let Some(route) = self.routes.get(call) else {
+            return Err(request);
+        };
+        let (answer, answered) = oneshot::channel();
+        match route.0.send(Question { request, answer }) {
+            Ok(()) => Ok(answered.await.unwrap_or_else(|_| Err(unanswered()))),
+            Err(unsent) => Err(unsent.0.request),
+        }
+    }
+}
+
+impl Service<RoleClient> for Bridge {
+    async fn handle_request(
+        &self,
+        mut request: ServerRequest,
+        context: RequestContext<RoleClient>,
+    ) -> Result<ClientResult, ErrorData> {
+        if let ServerRequest::PingRequest(_) = request {
+            return Ok(ClientResult::empty(()));
+        }
+        let front = front(self.front.as_ref()).filter(|_| self.may_ask(&request));
+        let Some(front) = front else {
+            let message = "this was not declared: nobody is there to answer";
+            return Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, message, None));
+        };
+        *request.get_meta_mut() = context.meta;
+        let origin = context.extensions.get::<InboundStreamOrigin>();
+        tokio::select! {
+            answer = async {
+                match self.ask_in_call(origin, request).await {
+                    Ok(answer) => answer,
+                    Err(request) => ask(front, request).await,
+                }
+            } => answer,
+            () = context.ct.cancelled() => Err(unanswered()),
+        }
+    }
+
+    async fn handle_notification(
+        &self,
+        _: ServerNotification,
+        _: NotificationContext<RoleClient>,
+    ) -> Result<(), ErrorData> {
+        Ok(())
+    }
+
+    fn get_info(&self) -> ClientConfig {
+        let name = Implementation::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        ClientConfig::new(self.answerable.clone(), name)
+            .with_protocol_version(ProtocolVersion::LATEST_WITH_INITIALIZE)
+    }
+}
+
+/// What a front session can be asked.
+pub(super) fn answerable(session: Option<&SessionKey>) -> ClientCapabilities {
+    let handshake = front(session).and_then(Peer::peer_info);
+    let mut answerable = ClientCapabilities::default();
+    if let Some(handshake) = handshake {
+        let declared = &handshake.capabilities;
+        answerable.sampling.clone_from(&declared.sampling);
+        answerable.elicitation.clone_from(&declared.elicitation);
+        answerable.roots.clone_from(&declared.roots);
+    }
+    answerable
+}
+
+/// Whom to ask in a front session.
+pub(super) fn front(session: Option<&SessionKey>) -> Option<&Peer<RoleServer>> {
+    session.and_then(SessionKey::get)
+}
+
+/// Asks the caller, and tells the upstream.
+pub(super) async fn answer(front: &Peer<RoleServer>, question: Question) {
+    let answer = ask(front, question.request).await;
+    let _ = question.answer.send(answer);
+}
+
+async fn ask(front: &Peer<RoleServer>, request: ServerRequest) -> Result<ClientResult, ErrorData> {
+    front
+        .send_request(request)
+        .await
+        .map_err(|error| match error {
+            ServiceError::McpError(error) => error,
+            _ => unanswered(),
+        })
+}
+
+fn unanswered() -> ErrorData {
+    ErrorData::internal_error("the caller gave no answer", None)
+}

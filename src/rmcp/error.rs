@@ -1,0 +1,202 @@
+//! `Error`: a call through a client of this wing that gave no result.
+//!
+//! No text of the transport's or of an upstream's answer is in it, since either may quote what was
+//! sent; the upstream's own JSON-RPC error is there as data.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use rmcp::{
+    ErrorData,
+    service::{ClientInitializeError, ServiceError},
+    transport::streamable_http_client::StreamableHttpError,
+};
+
+use super::wire::WireError;
+use crate::{
+    carry::Refusal,
+    error::{ConnectError, MissingInbound},
+    events,
+    rules::Upstream,
+};
+
+/// Why there is no client, or no result.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Error(#[from] Arc<Inner>);
+
+#[derive(Debug, thiserror::Error)]
+enum Inner {
+    #[error(transparent)]
+    Refused(Refusal),
+    #[error("upstream `{upstream}` answered with error {}", data.code.0)]
+    Answered { upstream: String, data: ErrorData },
+    #[error("upstream `{upstream}` {what}")]
+    Failed {
+        upstream: String,
+        what: &'static str,
+        kind: ErrorKind,
+    },
+}
+
+/// The kind of an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The upstream answered 401 or 403: [`Error::refusal`].
+    Refused,
+    /// The upstream answered with a JSON-RPC error: [`Error::data`].
+    Answered,
+    /// The upstream could not be reached, or did not answer in time. It may have carried the call out.
+    Unreachable,
+    /// The connection or its session ended during the call, which may have been carried out. The next
+    /// one connects anew.
+    Lost,
+    /// The upstream and this client speak no protocol version in common.
+    NoCommonVersion,
+    /// The upstream's answer is no result of this call: another HTTP status, content or type.
+    Unusable,
+}
+
+impl Error {
+    fn failed(upstream: &Upstream, kind: ErrorKind, what: &'static str) -> Self {
+        let upstream = upstream.name().to_owned();
+        let inner = Inner::Failed {
+            upstream,
+            what,
+            kind,
+        };
+        Self(Arc::new(inner))
+    }
+
+    fn answered(upstream: &Upstream, data: ErrorData) -> Self {
+        let upstream = upstream.name().to_owned();
+        Self(Arc::new(Inner::Answered { upstream, data }))
+    }
+
+    fn lost(upstream: &Upstream) -> Self {
+        let what = "closed the connection during the call; it may have been carried out";
+        Self::failed(upstream, ErrorKind::Lost, what)
+    }
+
+    pub(super) fn unusable(upstream: &Upstream) -> Self {
+        let what = "gave no usable answer; check its URL";
+        Self::failed(upstream, ErrorKind::Unusable, what)
+    }
+
+    pub(super) fn late(upstream: &Upstream) -> Self {
+        events::late(upstream);
+        Self::failed(upstream, ErrorKind::Unreachable, "did not answer in time")
+    }
+
+    /// A connection that was not made.
+    pub(super) fn handshake(upstream: &Upstream, error: &ClientInitializeError) -> Self {
+        match error {
+            ClientInitializeError::TransportError { error, .. } => {
+                Self::transport(upstream, &*error.error)
+            }
+            ClientInitializeError::LegacyFallbackFailed { fallback, .. } => {
+                Self::handshake(upstream, fallback)
+            }
+            ClientInitializeError::JsonRpcError(data) => Self::answered(upstream, data.clone()),
+            ClientInitializeError::NoCompatibleProtocolVersion { .. } => {
+                let what = "speaks other versions of MCP than 2024-11-05 to 2026-07-28";
+                Self::failed(upstream, ErrorKind::NoCommonVersion, what)
+            }
+            _ => Self::unusable(upstream),
+        }
+    }
+
+    /// A call on a connection.
+    pub(super) fn call(upstream: &Upstream, error: ServiceError) -> Self {
+        match error {
+            ServiceError::McpError(data) => Self::answered(upstream, data),
+            ServiceError::TransportSend(error) => Self::transport(upstream, &*error.error),
+            ServiceError::UnexpectedResponse => Self::unusable(upstream),
+            _ => Self::lost(upstream),
+        }
+    }
+
+    fn transport(
+        upstream: &Upstream,
+        error: &(dyn std::error::Error + Send + Sync + 'static),
+    ) -> Self {
+        match error.downcast_ref::<StreamableHttpError<WireError>>() {
+            Some(StreamableHttpError::Client(WireError::Refused(refusal))) => {
+                Self(Arc::new(Inner::Refused(refusal.clone())))
+            }
+            Some(StreamableHttpError::Client(WireError::Unreachable)) => {
+                Self::failed(upstream, ErrorKind::Unreachable, "cannot be reached")
+            }
+            Some(
+                StreamableHttpError::Client(WireError::Unusable)
+                | StreamableHttpError::HttpStatus(_),
+            ) => Self::unusable(upstream),
+            _ => Self::lost(upstream),
+        }
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match &*self.0 {
+            Inner::Refused(_) => ErrorKind::Refused,
+            Inner::Answered { .. } => ErrorKind::Answered,
+            Inner::Failed { kind, .. } => *kind,
+        }
+    }
+
+    /// The upstream's 401 or 403.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match &*self.0 {
+            Inner::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// The upstream's JSON-RPC error.
+    #[must_use]
+    pub fn data(&self) -> Option<&ErrorData> {
+        match &*self.0 {
+            Inner::Answered { data, .. } => Some(data),
+            _ => None,
+        }
+    }
+
+    /// Whether the connection is of no use any more: for everybody on it.
+    pub(super) fn ends_connection(&self) -> bool {
+        match &*self.0 {
+            Inner::Refused(refusal) => refusal.status() == StatusCode::UNAUTHORIZED,
+            Inner::Answered { .. } => false,
+            Inner::Failed { kind, .. } => *kind == ErrorKind::Lost,
+        }
+    }
+}
+
+/// The upstream's own error as it is; else an internal error with this crate's message.
+impl From<Error> for ErrorData {
+    fn from(error: Error) -> Self {
+        match error.data() {
+            Some(data) => data.clone(),
+            None => Self::internal_error(error.to_string(), None),
+        }
+    }
+}
+
+/// As of the [`Error`] behind it, where there is one.
+impl From<ConnectError> for ErrorData {
+    fn from(error: ConnectError) -> Self {
+        let source = std::error::Error::source(&error);
+        match source.and_then(|source| source.downcast_ref::<Error>()) {
+            Some(error) => error.clone().into(),
+            None => Self::internal_error(error.to_string(), None),
+        }
+    }
+}
+
+impl From<MissingInbound> for ErrorData {
+    fn from(error: MissingInbound) -> Self {
+        Self::internal_error(error.to_string(), None)
+    }
+}

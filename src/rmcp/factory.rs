@@ -1,0 +1,175 @@
+//! `Factory`: the `ClientFactory` of this wing, and its builder.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use moka::{future::Cache, policy::EvictionPolicy};
+use reqwest::{redirect, retry};
+
+use super::{client::Client, error::Error, pool::Pool};
+use crate::{
+    carry::Inbound,
+    error::{BuildError, Mistake, MistakeKind},
+    outbound::{Outbound, client::ClientFactory},
+    rules::Upstream,
+};
+
+/// How many upstreams have a pool, far more than a proxy has.
+const MAX_UPSTREAMS: u64 = 1024;
+
+/// Makes rmcp clients that act as the caller, over connections that are kept.
+///
+/// A cheap handle. [The module](super) says which connection a call uses. It needs a tokio runtime with
+/// I/O and timer enabled.
+///
+/// The HTTP client below is one pool for all callers. It never follows a redirect and never repeats a
+/// request; each request has the headers of its own caller.
+#[derive(Clone)]
+pub struct Factory {
+    http: reqwest::Client,
+    connect_timeout: Duration,
+    kept: Option<(u64, Duration)>,
+    pools: Cache<Upstream, Arc<Pool>>,
+}
+
+impl Factory {
+    /// Starts a factory.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), mcp_forward::BuildError> {
+    /// let factory = mcp_forward::rmcp::Factory::builder()
+    ///     .max_connections(1_000)
+    ///     .build()?;
+    /// # let _ = factory;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder() -> FactoryBuilder {
+        FactoryBuilder {
+            http: reqwest::Client::builder().no_proxy(),
+            connect_timeout: Duration::from_secs(30),
+            max_connections: 100,
+            idle_time: Duration::from_secs(300),
+            fresh: false,
+        }
+    }
+}
+
+impl ClientFactory for Factory {
+    type Client = Client;
+    type Error = Error;
+
+    async fn create(&self, outbound: Outbound) -> Result<Client, Error> {
+        let inbound = Inbound::current().unwrap_or_default();
+        let make = async { Pool::new(self.http.clone(), self.connect_timeout, self.kept) };
+        let pool = self.pools.get_with_by_ref(outbound.upstream(), make).await;
+        let lease = pool.lease(&outbound).await?;
+        Ok(Client::new(lease, outbound, &inbound))
+    }
+}
+
+impl fmt::Debug for Factory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            http: _,
+            connect_timeout,
+            kept,
+            pools: _,
+        } = self;
+        f.debug_struct("Factory")
+            .field("connect_timeout", connect_timeout)
+            .field("kept", kept)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Collects how a [`Factory`] connects and what it keeps.
+#[must_use = "nothing is checked before `build`"]
+pub struct FactoryBuilder {
+    http: reqwest::ClientBuilder,
+    connect_timeout: Duration,
+    max_connections: u64,
+    idle_time: Duration,
+    fresh: bool,
+}
+
+impl FactoryBuilder {
+    /// Connects through what `http` says: certificates, proxies, time-outs, a TLS backend. Whatever it
+    /// says of redirects and retries is replaced: none. It must not have headers of its own.
+    ///
+    /// reqwest's builder takes an HTTP proxy from the environment, also for an upstream on loopback; the
+    /// factory's own one uses none.
+    pub fn http(self, http: reqwest::ClientBuilder) -> Self {
+        Self { http, ..self }
+    }
+
+    /// How long an upstream may take for the connection and the handshake; 30 s by default.
+    pub fn connect_timeout(self, connect_timeout: Duration) -> Self {
+        Self {
+            connect_timeout,
+            ..self
+        }
+    }
+
+    /// How many connections to one upstream are kept; 100 by default. Beyond, the one that was not used for
+    /// longest is closed; calls that are under way on it end as they would have.
+    pub fn max_connections(self, max_connections: u64) -> Self {
+        Self {
+            max_connections,
+            ..self
+        }
+    }
+
+    /// How long a connection is kept that nobody uses; 5 minutes by default.
+    pub fn idle_time(self, idle_time: Duration) -> Self {
+        Self { idle_time, ..self }
+    }
+
+    /// Keeps nothing: each client has a connection of its own, which ends with it.
+    pub fn fresh(self) -> Self {
+        Self {
+            fresh: true,
+            ..self
+        }
+    }
+
+    /// Makes the HTTP client.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] where [`http`](Self::http) cannot be built, or where no connection may be kept: say
+    /// [`fresh`](Self::fresh) for that.
+    pub fn build(self) -> Result<Factory, BuildError> {
+        let mut mistakes = Vec::new();
+        if self.max_connections == 0 {
+            let message = "`max_connections` is 0; use `fresh` to keep none".to_owned();
+            mistakes.push(Mistake::new(MistakeKind::Limit, message));
+        }
+        let http = self.http.redirect(redirect::Policy::none());
+        let http = http.retry(retry::never()).referer(false).build();
+        if http.is_err() {
+            let message = "the HTTP client cannot be built; check its certificates".to_owned();
+            mistakes.push(Mistake::new(MistakeKind::HttpClient, message));
+        }
+        match http {
+            Ok(http) if mistakes.is_empty() => Ok(Factory {
+                http,
+                connect_timeout: self.connect_timeout,
+                kept: (!self.fresh).then_some((self.max_connections, self.idle_time)),
+                pools: Cache::builder()
+                    .max_capacity(MAX_UPSTREAMS)
+                    .time_to_idle(self.idle_time.max(Duration::from_secs(1)))
+                    .eviction_policy(EvictionPolicy::lru())
+                    .build(),
+            }),
+            _ => Err(BuildError::new("the client factory", mistakes)),
+        }
+    }
+}
+
+impl fmt::Debug for FactoryBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the HTTP client's settings, which may hold a proxy's password.
+        f.debug_struct("FactoryBuilder").finish_non_exhaustive()
+    }
+}

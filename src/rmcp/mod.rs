@@ -1,0 +1,59 @@
+//! Both ends of a proxy that is built on rmcp, the MCP SDK: the caller in its handlers, and clients
+//! that reach the upstream as the caller. Feature `rmcp`.
+//!
+//! ```
+//! use mcp_forward::{ClientFactory, Upstream, rmcp::{ContextExt, Factory}};
+//! use rmcp::{
+//!     ErrorData, RoleServer, ServerHandler,
+//!     model::{CallToolRequestParams, CallToolResponse},
+//!     service::RequestContext,
+//! };
+//!
+//! struct Gateway {
+//!     search: Upstream,
+//!     factory: Factory,
+//! }
+//!
+//! impl ServerHandler for Gateway {
+//!     async fn call_tool(
+//!         &self,
+//!         request: CallToolRequestParams,
+//!         context: RequestContext<RoleServer>,
+//!     ) -> Result<CallToolResponse, ErrorData> {
+//!         let caller = context.inbound()?;
+//!         let client = self.factory.connect_for(&self.search, &caller).await?;
+//!         Ok(client.call_tool(request).await?)
+//!     }
+//! }
+//! ```
+//!
+//! rmcp runs each handler in a task of its own, where no inbound is current; [`ContextExt`] finds the
+//! caller in the HTTP request that came with the message.
+//!
+//! # Which upstream connection a call uses
+//!
+//! | upstream | caller | connection |
+//! |---|---|---|
+//! | with sessions (before 2026-07-28) | in a session of rmcp's server | one for each front session; every message has its own caller's headers, a renewed token goes on in it |
+//! | with sessions | in none | one for each exact [`Outbound`](crate::Outbound) |
+//! | 2026-07-28 and later | any | one for each exact [`Outbound`](crate::Outbound) |
+//!
+//! rmcp binds a session to nobody: whoever knows its id is served in it. Put a session layer in front
+//! of rmcp's server, else a stranger in a front session is in its upstream session too.
+//!
+//! What an upstream asks during a call (sampling, elicitation, roots) reaches the caller of that call,
+//! where there is a front session; a connection without one declares that it can answer nothing.
+
+mod bridge;
+mod client;
+mod connection;
+mod context;
+mod error;
+mod factory;
+mod pool;
+mod wire;
+
+pub use client::Client;
+pub use context::ContextExt;
+pub use error::{Error, ErrorKind};
+pub use factory::{Factory, FactoryBuilder};

@@ -1,0 +1,272 @@
+//! `Wire`: rmcp's HTTP client, with each message's own headers.
+//!
+//! Everything that goes to one upstream over one connection goes through here. It may not know which
+//! connection a caller has.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
+use rmcp::{
+    model::{ClientJsonRpcMessage, GetExtensions, JsonRpcMessage},
+    transport::{
+        common::client_side_sse::BoxedSseResponse,
+        streamable_http_client::{
+            AuthRequiredError, StreamableHttpClient, StreamableHttpError,
+            StreamableHttpPostResponse,
+        },
+    },
+};
+
+use super::bridge::{Route, Routes};
+use crate::{carry::Refusal, events, outbound::Outbound};
+
+type Headers = HashMap<HeaderName, HeaderValue>;
+
+/// The HTTP side of one connection.
+#[derive(Clone)]
+pub(super) struct Wire {
+    http: reqwest::Client,
+    /// For requests without a message: GET, DELETE, and what rmcp sends of itself.
+    newest: Arc<Mutex<Outbound>>,
+    routes: Routes,
+}
+
+/// Why the upstream gave no message. No text of the transport's or the upstream's is in it, since
+/// either may quote what was sent.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum WireError {
+    #[error(transparent)]
+    Refused(Refusal),
+    #[error("the upstream cannot be reached")]
+    Unreachable,
+    #[error("the upstream answered something else than MCP")]
+    Unusable,
+}
+
+type Failure = StreamableHttpError<WireError>;
+
+impl Wire {
+    pub(super) fn new(http: reqwest::Client, outbound: Outbound, routes: Routes) -> Self {
+        Self {
+            http,
+            newest: Arc::new(Mutex::new(outbound)),
+            routes,
+        }
+    }
+
+    /// What has no message of its own goes out as `outbound` from now on.
+    pub(super) fn renew(&self, outbound: &Outbound) {
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if *newest != *outbound {
+            newest.clone_from(outbound);
+        }
+    }
+
+    pub(super) fn newest(&self) -> Outbound {
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.clone()
+    }
+
+    fn outbound(&self, message: &ClientJsonRpcMessage) -> Outbound {
+        let extensions = match message {
+            JsonRpcMessage::Request(request) => Some(request.request.extensions()),
+            JsonRpcMessage::Notification(notification) => {
+                Some(notification.notification.extensions())
+            }
+            _ => None,
+        };
+        let outbound = extensions.and_then(|extensions| extensions.get::<Outbound>());
+        outbound.cloned().unwrap_or_else(|| self.newest())
+    }
+
+    /// From now on the upstream may ask something that belongs to this call.
+    fn open_route(&self, message: &ClientJsonRpcMessage) {
+        if let JsonRpcMessage::Request(request) = message
+            && let Some(route) = request.request.extensions().get::<Route>()
+        {
+            self.routes.insert(request.id.clone(), route.clone());
+        }
+    }
+}
+
+/// Adds the merged headers to those that rmcp made for this hop; their names cannot meet, since the
+/// transport's are restricted.
+fn inject(outbound: &Outbound, headers: &mut Headers) {
+    for (name, value) in outbound.iter() {
+        let joined = match headers.get(name) {
+            Some(earlier) => join(earlier, value),
+            None => value.clone(),
+        };
+        headers.insert(name.clone(), joined);
+    }
+    events::injected(outbound.upstream(), outbound.iter().map(|(name, _)| name));
+}
+
+/// Several lines as one: RFC 9110 section 5.3. rmcp has one value for each name.
+fn join(earlier: &HeaderValue, value: &HeaderValue) -> HeaderValue {
+    let bytes = [earlier.as_bytes(), value.as_bytes()].join(&b", "[..]);
+    let mut joined = HeaderValue::from_bytes(&bytes).unwrap_or_else(|_| value.clone());
+    joined.set_sensitive(true);
+    joined
+}
+
+impl StreamableHttpClient for Wire {
+    type Error = WireError;
+
+    async fn post_message(
+        &self,
+        uri: Arc<str>,
+        message: ClientJsonRpcMessage,
+        session_id: Option<Arc<str>>,
+        auth_header: Option<String>,
+        custom_headers: Headers,
+    ) -> Result<StreamableHttpPostResponse, Failure> {
+        let size = usize::MAX;
+        self.post_message_with_max_sse_event_size(
+            uri,
+            message,
+            session_id,
+            auth_header,
+            custom_headers,
+            size,
+        )
+        .await
+    }
+
+    async fn post_message_with_max_sse_event_size(
+        &self,
+        uri: Arc<str>,
+        message: ClientJsonRpcMessage,
+        session_id: Option<Arc<str>>,
+        auth_header: Option<String>,
+        mut custom_headers: Headers,
+        max_sse_event_size: usize,
+    ) -> Result<StreamableHttpPostResponse, Failure> {
+        let outbound = self.outbound(&message);
+        self.open_route(&message);
+        inject(&outbound, &mut custom_headers);
+        let exchange = self.http.post_message_with_max_sse_event_size(
+            uri,
+            message,
+            session_id,
+            auth_header,
+            custom_headers,
+            max_sse_event_size,
+        );
+        exchange.await.map_err(|error| failure(&outbound, error))
+    }
+
+    async fn delete_session(
+        &self,
+        uri: Arc<str>,
+        session_id: Arc<str>,
+        auth_header: Option<String>,
+        mut custom_headers: Headers,
+    ) -> Result<(), Failure> {
+        let outbound = self.newest();
+        inject(&outbound, &mut custom_headers);
+        let exchange = self
+            .http
+            .delete_session(uri, session_id, auth_header, custom_headers);
+        exchange.await.map_err(|error| failure(&outbound, error))
+    }
+
+    async fn get_stream(
+        &self,
+        uri: Arc<str>,
+        session_id: Option<Arc<str>>,
+        last_event_id: Option<String>,
+        auth_header: Option<String>,
+        custom_headers: Headers,
+    ) -> Result<BoxedSseResponse, Failure> {
+        let size = usize::MAX;
+        self.get_stream_with_max_sse_event_size(
+            uri,
+            session_id,
+            last_event_id,
+            auth_header,
+            custom_headers,
+            size,
+        )
+        .await
+    }
+
+    async fn get_stream_with_max_sse_event_size(
+        &self,
+        uri: Arc<str>,
+        session_id: Option<Arc<str>>,
+        last_event_id: Option<String>,
+        auth_header: Option<String>,
+        mut custom_headers: Headers,
+        max_sse_event_size: usize,
+    ) -> Result<BoxedSseResponse, Failure> {
+        let outbound = self.newest();
+        inject(&outbound, &mut custom_headers);
+        let exchange = self.http.get_stream_with_max_sse_event_size(
+            uri,
+            session_id,
+            last_event_id,
+            auth_header,
+            custom_headers,
+            max_sse_event_size,
+        );
+        exchange
+            .await
+            .map_err(|error| match failure(&outbound, error) {
+                // rmcp opens the stream again unless it is told so.
+                Failure::Client(WireError::Refused(_)) => {
+                    Failure::AuthRequired(AuthRequiredError::new(String::new()))
+                }
+                error => error,
+            })
+    }
+}
+
+/// The one place that reads rmcp's errors for what the upstream said.
+fn failure(outbound: &Outbound, error: StreamableHttpError<reqwest::Error>) -> Failure {
+    use StreamableHttpError as Rmcp;
+    let refused = |status, challenge: Option<&str>| {
+        let challenge = challenge.and_then(|line| HeaderValue::from_str(line).ok());
+        let headers: HeaderMap = challenge
+            .map(|it| (WWW_AUTHENTICATE, it))
+            .into_iter()
+            .collect();
+        outbound.refusal(status, &headers).map(WireError::Refused)
+    };
+    let unusable = Failure::Client(WireError::Unusable);
+    match error {
+        Rmcp::AuthRequired(error) => refused(
+            StatusCode::UNAUTHORIZED,
+            Some(&error.www_authenticate_header),
+        )
+        .map_or(unusable, Failure::Client),
+        Rmcp::InsufficientScope(error) => {
+            refused(StatusCode::FORBIDDEN, Some(&error.www_authenticate_header))
+                .map_or(unusable, Failure::Client)
+        }
+        Rmcp::UnexpectedServerResponse(text) => status(&text)
+            .and_then(|status| refused(status, None))
+            .map_or(unusable, Failure::Client),
+        Rmcp::Client(error) => match error.status() {
+            Some(status) => refused(status, None).map_or(unusable, Failure::Client),
+            None => {
+                events::unreachable(outbound.upstream(), &error);
+                Failure::Client(WireError::Unreachable)
+            }
+        },
+        Rmcp::HttpStatus(error) => Failure::HttpStatus(error),
+        Rmcp::SessionExpired => Failure::SessionExpired,
+        Rmcp::ServerDoesNotSupportSse => Failure::ServerDoesNotSupportSse,
+        Rmcp::ServerDoesNotSupportDeleteSession => Failure::ServerDoesNotSupportDeleteSession,
+        _ => unusable,
+    }
+}
+
+/// The status of an answer without a challenge, which rmcp keeps only as text: `HTTP 401 …`.
+fn status(text: &str) -> Option<StatusCode> {
+    let code = text.strip_prefix("HTTP ")?.get(..3)?;
+    StatusCode::from_bytes(code.as_bytes()).ok()
+}
