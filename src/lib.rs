@@ -32,7 +32,8 @@
 //! # Three ways out, one merge
 //!
 //! [`Relay`] streams the HTTP exchange to one upstream; no MCP client is needed. [`ForwardLayer`]
-//! goes around any tower HTTP client. [`ClientFactory`] makes any MCP client; a closure is one.
+//! goes around any tower HTTP client. [`ClientFactory`] makes any MCP client; a closure is one, and
+//! [`rmcp::Factory`] is one for rmcp.
 //!
 //! # What is carried across what
 //!
@@ -46,7 +47,7 @@
 //! | `std::thread::spawn`, `JoinSet::spawn_blocking`, thread pools | no | [`task::wrap`] |
 //! | a task that outlives the request, as its caller | no | `.with_inbound(inbound.compact())`: [`Inbound::compact`] |
 //! | an actor that serves messages of many callers | no | start it by a plain spawn; [`Inbound::of`] the message, [`.with_inbound(…)`](InboundExt::with_inbound) |
-//! | a handler of rmcp's server | no | [`Inbound::of`] the request parts, likewise |
+//! | a handler of rmcp's server | no | [`rmcp::ContextExt`] |
 //! | `tower::Buffer` | no | put none between these layers |
 //! | a runtime, `LocalSet` or `FuturesUnordered` driven *inside* a scope | **to all its tasks** | drive none there |
 //!
@@ -142,7 +143,7 @@
 //! # Features
 //!
 //! None is on by default. `tracing`: events, what is as it should be at DEBUG, what is not at WARN.
-//! `axum`: [`Inbound`] as an extractor.
+//! `axum`: [`Inbound`] as an extractor. [`rmcp`]: both ends of a proxy that is built on rmcp.
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
