@@ -145,7 +145,6 @@ impl Connection {
         let handle = sent.await.map_err(|error| Error::call(upstream, error))?;
         let mut abandoned = Abandoned {
             peer,
-            outbound,
             id: Some(handle.id.clone()),
         };
         let mut answers = FuturesUnordered::new();
@@ -176,10 +175,10 @@ impl Connection {
     }
 }
 
-/// Tells the upstream that nobody waits any more.
+/// Tells the upstream that nobody waits any more; as whoever called last, since the token of the call
+/// may have been renewed meanwhile.
 struct Abandoned<'a> {
     peer: &'a Peer<RoleClient>,
-    outbound: &'a Outbound,
     id: Option<RequestId>,
 }
 
@@ -192,8 +191,7 @@ impl Drop for Abandoned<'_> {
         };
         let reason = Some("the caller has gone".to_owned());
         let params = CancelledNotificationParam::new(Some(id), reason);
-        let mut notification = CancelledNotification::new(params);
-        notification.extensions.insert(self.outbound.clone());
+        let notification = CancelledNotification::new(params);
         let peer = self.peer.clone();
         runtime.spawn(async move { peer.send_notification(notification.into()).await });
     }
