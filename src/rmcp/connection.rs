@@ -59,7 +59,10 @@ impl Connection {
         let front = outbound.session().cloned();
         let bridge = Bridge::new(front.clone(), answerable, routes);
         let running = bridge.serve_with_lifecycle(transport, lifecycle).await;
-        let running = running.map_err(|error| Error::handshake(outbound.upstream(), &error))?;
+        let running = running.map_err(|error| match wire.refusal() {
+            Some(refusal) => Error::refused(refusal),
+            None => Error::handshake(outbound.upstream(), &error),
+        })?;
         // A cached answer would be one caller's for another.
         let uncached = ClientCacheConfig::disabled();
         running.set_response_cache_config(uncached).await;

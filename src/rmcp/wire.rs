@@ -31,6 +31,8 @@ pub(super) struct Wire {
     http: reqwest::Client,
     /// For requests without a message: GET, DELETE, and what rmcp sends of itself.
     newest: Arc<Mutex<Outbound>>,
+    /// The last one. rmcp loses that of its `notifications/initialized`.
+    refusal: Arc<Mutex<Option<Refusal>>>,
     routes: Routes,
 }
 
@@ -53,6 +55,7 @@ impl Wire {
         Self {
             http,
             newest: Arc::new(Mutex::new(outbound)),
+            refusal: Arc::default(),
             routes,
         }
     }
@@ -68,6 +71,11 @@ impl Wire {
     pub(super) fn newest(&self) -> Outbound {
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         newest.clone()
+    }
+
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        refusal.clone()
     }
 
     fn outbound(&self, message: &ClientJsonRpcMessage) -> Outbound {
@@ -156,7 +164,14 @@ impl StreamableHttpClient for Wire {
             custom_headers,
             max_sse_event_size,
         );
-        exchange.await.map_err(|error| failure(&outbound, error))
+        exchange.await.map_err(|error| {
+            let failure = failure(&outbound, error);
+            if let Failure::Client(WireError::Refused(refusal)) = &failure {
+                let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+                *last = Some(refusal.clone());
+            }
+            failure
+        })
     }
 
     async fn delete_session(
