@@ -2,7 +2,7 @@
 //!
 //! It may not know who else uses it, nor how long it is kept.
 
-use std::pin::pin;
+use std::{pin::pin, sync::Arc};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use rmcp::{
@@ -25,6 +25,7 @@ use tokio::sync::OnceCell;
 use super::{
     bridge::{Bridge, Route, Routes, answer, front},
     error::Error,
+    streams::Streams,
     wire::Wire,
 };
 use crate::{carry::SessionKey, outbound::Outbound};
@@ -36,6 +37,7 @@ const MAX_POSTS: usize = 1024;
 pub(super) struct Connection {
     running: RunningService<RoleClient, Bridge>,
     wire: Wire,
+    streams: Streams,
     front: Option<SessionKey>,
     /// Whether rmcp has seen the tools' schemas, from which it makes `Mcp-Param-*`.
     tools_listed: OnceCell<()>,
@@ -51,10 +53,12 @@ impl Connection {
         lifecycle: ClientLifecycleMode,
     ) -> Result<Self, Error> {
         let routes = Routes::default();
-        let wire = Wire::new(http, outbound.clone(), routes.clone());
+        let streams = Streams::default();
+        let wire = Wire::new(http, outbound.clone(), routes.clone(), streams.clone());
         let url = outbound.upstream().url().to_string();
         let config = StreamableHttpClientTransportConfig::with_uri(url);
-        let config = config.max_concurrent_requests(MAX_POSTS);
+        let mut config = config.max_concurrent_requests(MAX_POSTS);
+        config.retry_config = Arc::new(streams.clone());
         let transport = StreamableHttpClientTransport::with_client(wire.clone(), config);
         let front = outbound.session().cloned();
         let bridge = Bridge::new(front.clone(), answerable, routes);
@@ -69,6 +73,7 @@ impl Connection {
         Ok(Self {
             running,
             wire,
+            streams,
             front,
             tools_listed: OnceCell::new(),
         })
@@ -81,7 +86,7 @@ impl Connection {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        !self.running.is_transport_closed()
+        !self.running.is_transport_closed() && !self.streams.are_lost()
     }
 
     /// Whether whatever has no message of its own goes out as `outbound`.
