@@ -54,7 +54,7 @@ use crate::support::{HttpClient, headers, http_client};
 pub const NEWEST: &str = "2026-07-28";
 pub const LEGACY: &str = "2025-11-25";
 /// What every wait gives up after.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How an rmcp server is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
