@@ -242,6 +242,18 @@ async fn k7_a_lost_session_is_opened_again_once_as_the_caller_of_now() {
     assert_eq!(it.server.of("initialize").len(), 2);
 }
 
+/// rmcp leaves a session that is lost for one call with all that are in it.
+#[tokio::test]
+async fn a_call_in_a_session_that_is_opened_again_is_lost() {
+    let it = Renewed::start().await;
+    let held = hold(&it.server, it.client(&it.old).await).await;
+    it.server.forget_sessions();
+    it.call(&it.new).await.unwrap();
+    let ended = tokio::time::timeout(PATIENCE, held).await.unwrap();
+    assert_eq!(ended.unwrap().unwrap_err().kind(), ErrorKind::Lost);
+    it.call(&it.new).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_lost_session_that_cannot_be_opened_again_is_a_refusal() {
     let it = Renewed::start().await;
