@@ -148,13 +148,25 @@ pub fn answer(status: u16, lines: &[(&str, &str)], body: impl Into<Bytes>) -> An
 type Intercept = Arc<dyn Fn(&Seen) -> Option<Answer> + Send + Sync>;
 
 /// What the upstream's handlers, its HTTP side and the test share.
-#[derive(Default)]
 struct Shared {
     seen: Mutex<Vec<Seen>>,
     intercept: Mutex<Option<Intercept>>,
     /// What happened in handlers.
     events: Mutex<Vec<String>>,
     changed: Notify,
+    later: Semaphore,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            seen: Mutex::default(),
+            intercept: Mutex::default(),
+            events: Mutex::default(),
+            changed: Notify::default(),
+            later: Semaphore::new(0),
+        }
+    }
 }
 
 impl Shared {
@@ -336,6 +348,11 @@ impl Server {
         self.gate.add_permits(calls);
     }
 
+    /// Lets `questions` of `ask_later` be asked.
+    pub fn ask_now(&self, questions: usize) {
+        self.shared.later.add_permits(questions);
+    }
+
     /// Waits until `done` holds, which only something that happens here can make so.
     pub async fn wait(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let waiting = async {
@@ -471,9 +488,9 @@ impl ServerHandler for Handler {
             "ask" => Ok(text(&ask(context.peer, arguments["request"].clone()).await)),
             "ask_later" => {
                 // A task of its own belongs to no call.
-                let (shared, gate) = (Arc::clone(&self.shared), Arc::clone(&self.gate));
+                let shared = Arc::clone(&self.shared);
                 tokio::spawn(async move {
-                    gate.acquire().await.unwrap().forget();
+                    shared.later.acquire().await.unwrap().forget();
                     let answer = ask(context.peer, arguments["request"].clone()).await;
                     shared.tell(answer.to_string());
                 });
@@ -580,9 +597,13 @@ impl Front {
 
     /// The caller as a handler finds it.
     pub async fn inbound(&self, caller: &Caller) -> Inbound {
-        let mut lent = self.lent.lock().await;
         caller.call("lend", json!({})).await;
-        lent.recv().await.unwrap()
+        self.lent().await
+    }
+
+    /// The caller of the tool `lend`.
+    pub async fn lent(&self) -> Inbound {
+        self.lent.lock().await.recv().await.unwrap()
     }
 
     /// Why calls through the front have failed.
