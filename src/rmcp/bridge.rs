@@ -15,7 +15,10 @@ use rmcp::{
     },
     service::{InboundStreamOrigin, NotificationContext, Peer, RequestContext, ServiceError},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 
 use crate::carry::SessionKey;
 
@@ -125,7 +128,7 @@ impl Service<RoleClient> for Bridge {
             answer = async {
                 match self.ask_in_call(origin, request).await {
                     Ok(answer) => answer,
-                    Err(request) => ask(front, request).await,
+                    Err(request) => ask_apart(front.clone(), request).await,
                 }
             } => answer,
             () = context.ct.cancelled() => Err(unanswered()),
@@ -169,6 +172,18 @@ pub(super) fn front(session: Option<&SessionKey>) -> Option<&Peer<RoleServer>> {
 pub(super) async fn answer(front: &Peer<RoleServer>, question: Question) {
     let answer = ask(front, question.request).await;
     let _ = question.answer.send(answer);
+}
+
+/// Asks in a task of its own: in the one of a handler rmcp takes the id of the upstream's request for
+/// that of a call of the caller's.
+async fn ask_apart(
+    front: Peer<RoleServer>,
+    request: ServerRequest,
+) -> Result<ClientResult, ErrorData> {
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { ask(&front, request).await });
+    let answer = asking.join_next().await.and_then(Result::ok);
+    answer.unwrap_or_else(|| Err(unanswered()))
 }
 
 async fn ask(front: &Peer<RoleServer>, request: ServerRequest) -> Result<ClientResult, ErrorData> {

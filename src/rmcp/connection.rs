@@ -2,7 +2,7 @@
 //!
 //! It may not know who else uses it, nor how long it is kept.
 
-use std::pin::pin;
+use std::{pin::pin, sync::Arc};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use rmcp::{
@@ -25,6 +25,7 @@ use tokio::sync::OnceCell;
 use super::{
     bridge::{Bridge, Route, Routes, answer, front},
     error::Error,
+    streams::Streams,
     wire::Wire,
 };
 use crate::{carry::SessionKey, outbound::Outbound};
@@ -36,6 +37,7 @@ const MAX_POSTS: usize = 1024;
 pub(super) struct Connection {
     running: RunningService<RoleClient, Bridge>,
     wire: Wire,
+    streams: Streams,
     front: Option<SessionKey>,
     /// Whether rmcp has seen the tools' schemas, from which it makes `Mcp-Param-*`.
     tools_listed: OnceCell<()>,
@@ -51,21 +53,27 @@ impl Connection {
         lifecycle: ClientLifecycleMode,
     ) -> Result<Self, Error> {
         let routes = Routes::default();
-        let wire = Wire::new(http, outbound.clone(), routes.clone());
+        let streams = Streams::default();
+        let wire = Wire::new(http, outbound.clone(), routes.clone(), streams.clone());
         let url = outbound.upstream().url().to_string();
         let config = StreamableHttpClientTransportConfig::with_uri(url);
-        let config = config.max_concurrent_requests(MAX_POSTS);
+        let mut config = config.max_concurrent_requests(MAX_POSTS);
+        config.retry_config = Arc::new(streams.clone());
         let transport = StreamableHttpClientTransport::with_client(wire.clone(), config);
         let front = outbound.session().cloned();
         let bridge = Bridge::new(front.clone(), answerable, routes);
         let running = bridge.serve_with_lifecycle(transport, lifecycle).await;
-        let running = running.map_err(|error| Error::handshake(outbound.upstream(), &error))?;
+        let running = running.map_err(|error| match wire.refusal() {
+            Some(refusal) => Error::refused(refusal),
+            None => Error::handshake(outbound.upstream(), &error),
+        })?;
         // A cached answer would be one caller's for another.
         let uncached = ClientCacheConfig::disabled();
         running.set_response_cache_config(uncached).await;
         Ok(Self {
             running,
             wire,
+            streams,
             front,
             tools_listed: OnceCell::new(),
         })
@@ -78,7 +86,7 @@ impl Connection {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        !self.running.is_transport_closed()
+        !self.running.is_transport_closed() && !self.streams.are_lost()
     }
 
     /// Whether whatever has no message of its own goes out as `outbound`.
@@ -145,7 +153,6 @@ impl Connection {
         let handle = sent.await.map_err(|error| Error::call(upstream, error))?;
         let mut abandoned = Abandoned {
             peer,
-            outbound,
             id: Some(handle.id.clone()),
         };
         let mut answers = FuturesUnordered::new();
@@ -176,10 +183,10 @@ impl Connection {
     }
 }
 
-/// Tells the upstream that nobody waits any more.
+/// Tells the upstream that nobody waits any more; as whoever called last, since the token of the call
+/// may have been renewed meanwhile.
 struct Abandoned<'a> {
     peer: &'a Peer<RoleClient>,
-    outbound: &'a Outbound,
     id: Option<RequestId>,
 }
 
@@ -192,8 +199,7 @@ impl Drop for Abandoned<'_> {
         };
         let reason = Some("the caller has gone".to_owned());
         let params = CancelledNotificationParam::new(Some(id), reason);
-        let mut notification = CancelledNotification::new(params);
-        notification.extensions.insert(self.outbound.clone());
+        let notification = CancelledNotification::new(params);
         let peer = self.peer.clone();
         runtime.spawn(async move { peer.send_notification(notification.into()).await });
     }

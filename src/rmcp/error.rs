@@ -20,6 +20,9 @@ use crate::{
     rules::Upstream,
 };
 
+/// What rmcp says in the upstream's place of a call whose session another call has found lost.
+const LEFT_BEHIND: &str = "streamable HTTP session was re-initialized before the response arrived";
+
 /// Why there is no client, or no result.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error(transparent)]
@@ -69,6 +72,10 @@ impl Error {
         Self(Arc::new(inner))
     }
 
+    pub(super) fn refused(refusal: Refusal) -> Self {
+        Self(Arc::new(Inner::Refused(refusal)))
+    }
+
     fn answered(upstream: &Upstream, data: ErrorData) -> Self {
         let upstream = upstream.name().to_owned();
         Self(Arc::new(Inner::Answered { upstream, data }))
@@ -110,6 +117,7 @@ impl Error {
     /// A call on a connection.
     pub(super) fn call(upstream: &Upstream, error: ServiceError) -> Self {
         match error {
+            ServiceError::McpError(data) if data.message == LEFT_BEHIND => Self::lost(upstream),
             ServiceError::McpError(data) => Self::answered(upstream, data),
             ServiceError::TransportSend(error) => Self::transport(upstream, &*error.error),
             ServiceError::UnexpectedResponse => Self::unusable(upstream),
@@ -123,7 +131,7 @@ impl Error {
     ) -> Self {
         match error.downcast_ref::<StreamableHttpError<WireError>>() {
             Some(StreamableHttpError::Client(WireError::Refused(refusal))) => {
-                Self(Arc::new(Inner::Refused(refusal.clone())))
+                Self::refused(refusal.clone())
             }
             Some(StreamableHttpError::Client(WireError::Unreachable)) => {
                 Self::failed(upstream, ErrorKind::Unreachable, "cannot be reached")

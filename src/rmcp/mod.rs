@@ -51,6 +51,7 @@ mod context;
 mod error;
 mod factory;
 mod pool;
+mod streams;
 mod wire;
 
 pub use client::Client;

@@ -20,7 +20,10 @@ use rmcp::{
     },
 };
 
-use super::bridge::{Route, Routes};
+use super::{
+    bridge::{Route, Routes},
+    streams::Streams,
+};
 use crate::{carry::Refusal, events, outbound::Outbound};
 
 type Headers = HashMap<HeaderName, HeaderValue>;
@@ -31,7 +34,10 @@ pub(super) struct Wire {
     http: reqwest::Client,
     /// For requests without a message: GET, DELETE, and what rmcp sends of itself.
     newest: Arc<Mutex<Outbound>>,
+    /// The last one. rmcp loses that of its `notifications/initialized`.
+    refusal: Arc<Mutex<Option<Refusal>>>,
     routes: Routes,
+    streams: Streams,
 }
 
 /// Why the upstream gave no message. No text of the transport's or the upstream's is in it, since
@@ -49,11 +55,18 @@ pub(super) enum WireError {
 type Failure = StreamableHttpError<WireError>;
 
 impl Wire {
-    pub(super) fn new(http: reqwest::Client, outbound: Outbound, routes: Routes) -> Self {
+    pub(super) fn new(
+        http: reqwest::Client,
+        outbound: Outbound,
+        routes: Routes,
+        streams: Streams,
+    ) -> Self {
         Self {
             http,
             newest: Arc::new(Mutex::new(outbound)),
+            refusal: Arc::default(),
             routes,
+            streams,
         }
     }
 
@@ -68,6 +81,11 @@ impl Wire {
     pub(super) fn newest(&self) -> Outbound {
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         newest.clone()
+    }
+
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        refusal.clone()
     }
 
     fn outbound(&self, message: &ClientJsonRpcMessage) -> Outbound {
@@ -156,7 +174,14 @@ impl StreamableHttpClient for Wire {
             custom_headers,
             max_sse_event_size,
         );
-        exchange.await.map_err(|error| failure(&outbound, error))
+        exchange.await.map_err(|error| {
+            let failure = failure(&outbound, error);
+            if let Failure::Client(WireError::Refused(refusal)) = &failure {
+                let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+                *last = Some(refusal.clone());
+            }
+            failure
+        })
     }
 
     async fn delete_session(
@@ -204,6 +229,7 @@ impl StreamableHttpClient for Wire {
         max_sse_event_size: usize,
     ) -> Result<BoxedSseResponse, Failure> {
         let outbound = self.newest();
+        let resumed = last_event_id.is_some();
         inject(&outbound, &mut custom_headers);
         let exchange = self.http.get_stream_with_max_sse_event_size(
             uri,
@@ -213,16 +239,30 @@ impl StreamableHttpClient for Wire {
             custom_headers,
             max_sse_event_size,
         );
-        exchange
-            .await
-            .map_err(|error| match failure(&outbound, error) {
+        exchange.await.map_err(|error| {
+            // Of a stream that there was; a first one may be unknown to a server that has none.
+            let gone = resumed && is_gone(&error);
+            if gone {
+                self.streams.lose();
+            }
+            match failure(&outbound, error) {
                 // rmcp opens the stream again unless it is told so.
-                Failure::Client(WireError::Refused(_)) => {
+                failure if gone || matches!(failure, Failure::Client(WireError::Refused(_))) => {
                     Failure::AuthRequired(AuthRequiredError::new(String::new()))
                 }
-                error => error,
-            })
+                failure => failure,
+            }
+        })
     }
+}
+
+/// Whether the session of an event stream has ended: MCP 2025-11-25, Streamable HTTP, session
+/// management.
+fn is_gone(error: &StreamableHttpError<reqwest::Error>) -> bool {
+    let StreamableHttpError::Client(error) = error else {
+        return false;
+    };
+    error.status() == Some(StatusCode::NOT_FOUND)
 }
 
 /// The one place that reads rmcp's errors for what the upstream said.
