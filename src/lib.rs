@@ -151,6 +151,7 @@ mod error;
 mod events;
 pub mod inbound;
 pub mod outbound;
+pub mod refusal;
 pub mod reply;
 mod rules;
 
@@ -168,6 +169,7 @@ pub use outbound::{
     forward::ForwardLayer,
     relay::Relay,
 };
+pub use refusal::{challenge::Challenge, hold::RefusalLayer};
 pub use rules::{OnConflict, Rule, Upstream, UpstreamBuilder};
 
 #[cfg(doctest)]

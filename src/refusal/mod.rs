@@ -1,0 +1,12 @@
+//! What comes back: an upstream's refusal reaches the caller as one.
+//!
+//! What stands here beside the layers, which are at the root of the crate, is named only where a
+//! type has to be written down.
+
+pub(crate) mod challenge;
+mod held;
+pub(crate) mod hold;
+mod sse;
+
+pub use held::HeldBody;
+pub use hold::{Hold, HoldFuture, collect};
