@@ -125,6 +125,12 @@ pub(crate) fn refused(refusal: &Refusal, how: &'static str) {
     }
 }
 
+/// What a probe of the upstream has shown.
+pub(crate) fn probed(upstream: &Upstream, outcome: &'static str) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(upstream = upstream.name(), outcome, "probed");
+}
+
 /// Where a redirect leads, without its path and query.
 #[cfg(feature = "tracing")]
 fn origin(location: &HeaderValue) -> Option<String> {

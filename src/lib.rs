@@ -169,7 +169,7 @@ pub use outbound::{
     forward::ForwardLayer,
     relay::Relay,
 };
-pub use refusal::{challenge::Challenge, hold::RefusalLayer};
+pub use refusal::{challenge::Challenge, hold::RefusalLayer, probe::ProbeLayer};
 pub use rules::{OnConflict, Rule, Upstream, UpstreamBuilder};
 
 #[cfg(doctest)]
