@@ -191,37 +191,31 @@ struct Call {
 }
 
 impl Call {
-    /// The answer, unless the response is to be held.
-    fn begin<R>(self, mut response: Response<WithInbound<R>>) -> Result<Answer<R>, Holding<R>>
+    fn begin<R>(self, mut response: Response<WithInbound<R>>) -> Begun<R>
     where
         R: Body<Data = Bytes>,
     {
-        let relayed = response.extensions_mut().remove::<Relayed>();
-        let slot = match (relayed, &self.slot) {
-            (None, Some(slot)) => slot.clone(),
-            (
-                Some(Relayed {
-                    refusal: Some(refusal),
-                }),
-                _,
-            ) => {
-                return Ok(self.refuse(&refusal, "at once"));
-            }
-            _ => {
-                self.reported();
-                return Ok(unheld(response));
-            }
+        if let Some(relayed) = response.extensions_mut().remove::<Relayed>() {
+            // Whatever was reported before it, this is the upstream's last word.
+            self.reported();
+            return Begun::Answer(match relayed.refusal {
+                Some(refusal) => self.refuse(&refusal, "at once"),
+                None => unheld(response),
+            });
+        }
+        let Some(slot) = self.slot.clone() else {
+            return Begun::Answer(unheld(response));
         };
         let headers = response.headers();
-        let is_held = !headers.contains_key(CONTENT_ENCODING) && !response.body().is_end_stream();
+        let is_unheld = headers.contains_key(CONTENT_ENCODING) || response.body().is_end_stream();
         let room = Arc::clone(&self.layer.room).try_acquire_owned().ok();
-        if (!is_held || room.is_none()) && slot.close_if_silent() {
-            return Ok(unheld(response));
+        if (is_unheld || room.is_none()) && slot.close_if_silent() {
+            return Begun::Answer(unheld(response));
         }
         let is_events = is_events(headers);
         let (head, body) = response.into_parts();
         let held = Held::new(body, slot, is_events, self.layer.hold_limit, room);
-        Err(Holding {
+        Begun::Held(Holding {
             call: self,
             head,
             held,
@@ -238,6 +232,12 @@ impl Call {
     fn refuse<R>(&self, refusal: &Refusal, how: &'static str) -> Answer<R> {
         self.layer.challenge.answer(&self.uri, refusal, how)
     }
+}
+
+/// What becomes of a response when it begins.
+enum Begun<R> {
+    Answer(Answer<R>),
+    Held(Holding<R>),
 }
 
 /// A response that is held.
@@ -337,8 +337,8 @@ where
                         }
                     };
                     match call.begin(response) {
-                        Ok(answer) => return Poll::Ready(Ok(answer)),
-                        Err(holding) => state.set(State::Held {
+                        Begun::Answer(answer) => return Poll::Ready(Ok(answer)),
+                        Begun::Held(holding) => state.set(State::Held {
                             holding: Some(holding),
                         }),
                     }
@@ -355,31 +355,4 @@ where
             }
         }
     }
-}
-
-/// Runs `future` so that refusals are returned with its output instead of told to the caller.
-///
-/// For a retry, a token refresh, or calls of several upstreams of which one may refuse. Only what acts
-/// as the [current](Inbound::current) inbound reports here: call `connect` and build requests within
-/// `future`, and carry it into spawns. What is still meant for the caller is
-/// [reported](Inbound::report) again.
-///
-/// ```
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() {
-/// use mcp_forward::{Inbound, refusal};
-///
-/// # async fn call_upstream() -> &'static str { "" }
-/// let (answer, refusals) = refusal::collect(async { call_upstream().await }).await;
-/// if let (Some(inbound), Some(refusal)) = (Inbound::current(), refusals.into_iter().next()) {
-///     inbound.report(refusal); // after all
-/// }
-/// # let _ = answer;
-/// # }
-/// ```
-pub fn collect<F: Future>(future: F) -> impl Future<Output = (F::Output, Vec<Refusal>)> + use<F> {
-    let slot = Slot::default();
-    let inbound = Inbound::current().map(|inbound| inbound.answered_in(slot.clone()));
-    let collected = WithInbound::scoped(future, inbound);
-    async move { (collected.await, slot.close()) }
 }

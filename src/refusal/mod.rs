@@ -6,11 +6,13 @@
 mod answers;
 mod ask;
 pub(crate) mod challenge;
+mod collect;
 mod held;
 pub(crate) mod hold;
 pub(crate) mod probe;
 mod sse;
 
+pub use collect::collect;
 pub use held::HeldBody;
-pub use hold::{Hold, HoldFuture, collect};
+pub use hold::{Hold, HoldFuture};
 pub use probe::{Probe, ProbeFuture};
