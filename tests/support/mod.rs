@@ -8,6 +8,8 @@
     reason = "tests"
 )]
 
+pub mod mcp;
+
 use std::{
     convert::Infallible,
     io,
