@@ -131,15 +131,19 @@ async fn a_report_is_told_and_only_the_operator_can_mend_the_operators() {
     }
 }
 
-#[tokio::test]
-async fn a_report_from_another_thread_wakes_the_answer() {
-    let (answering, frames, inbound) = begun(&RefusalLayer::new()).await;
+/// The body says nothing, so that only the report can wake the answer.
+#[tokio::test(start_paused = true)]
+async fn a_report_from_another_task_wakes_the_answer() {
+    let (answering, _frames, inbound) = begun(&RefusalLayer::new()).await;
     let refusal = refusal(true, 401).await;
-    std::thread::spawn(move || {
+    let start = Instant::now();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(3)).await;
         inbound.report(refusal);
-        drop(frames);
     });
     check_refused(answering.await.unwrap(), 401).await;
+    // The report, and what reading to the end may take.
+    assert_eq!(start.elapsed(), Duration::from_secs(4));
 }
 
 #[tokio::test]
