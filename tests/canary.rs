@@ -36,9 +36,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use mcp_forward::{
-    BoxClientFactory, BuildError, CaptureLayer, ClientFactory, ConnectError, ConnectErrorKind,
-    ForwardLayer, Inbound, InboundExt, Mistake, MistakeKind, OnConflict, OriginGuardLayer,
-    Outbound, OutboundError, OutboundErrorKind, Relay, Rule, Upstream, outbound, task,
+    BoxClientFactory, BuildError, CaptureLayer, Challenge, ClientFactory, ConnectError,
+    ConnectErrorKind, ForwardLayer, Inbound, InboundExt, Mistake, MistakeKind, OnConflict,
+    OriginGuardLayer, Outbound, OutboundError, OutboundErrorKind, ProbeLayer, RefusalLayer, Relay,
+    Rule, Upstream, outbound, refusal, task,
 };
 use support::{HttpClient, http_client, http2_client, identity, serve};
 use tokio::net::TcpListener;
@@ -591,6 +592,46 @@ async fn no_public_type_prints_it() {
         removed.push(location.unwrap().clone());
     }
     let p = Probe(removed);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+
+    // What comes back.
+    let outbound = identity().connect_for(&up, &alice).await.unwrap();
+    let told = support::headers([("www-authenticate", CANARY)]);
+    let refusal = outbound.refusal(http::StatusCode::UNAUTHORIZED, &told);
+    let p = Probe(vec![refusal.unwrap()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let url = format!("https://proxy.example/{CANARY}");
+    let p = Probe(vec![
+        Challenge::rewrite(url).unwrap(),
+        Challenge::rewrite_with(|_, _| Some(CANARY.to_owned())),
+        Challenge::relay(),
+        Challenge::omit(),
+    ]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let layer = RefusalLayer::new();
+    let mut service = layer.layer(Quiet);
+    let p = Probe(vec![
+        service.call(attached("/")),
+        service.call(request("/", &good)),
+    ]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![service]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![refusal::HeldBody::<Full<Bytes>>::default()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![layer]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let target = up.clone();
+    let layer = ProbeLayer::new(Quiet, move |_| [target.clone()]).fail_closed();
+    let mut service = layer.layer(Quiet);
+    let p = Probe(vec![
+        service.call(attached("/")),
+        service.call(request("/", &good)),
+    ]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![service]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![layer]);
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
 
     // What goes wrong.

@@ -6,7 +6,7 @@ mod support;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use mcp_forward::{CaptureLayer, ForwardLayer, Relay, Upstream};
+use mcp_forward::{CaptureLayer, ForwardLayer, ProbeLayer, RefusalLayer, Relay, Upstream};
 use support::{OK, RawUpstream, http_client, post, raw, serve, status};
 use tower::{Layer, ServiceExt};
 
@@ -155,4 +155,46 @@ async fn an_upstream_that_is_down_or_silent_is_named() {
     let (_, log) = logged(relay.oneshot(request.unwrap())).await;
     let expected = r#"WARN the upstream did not answer in time upstream="up""#;
     assert_eq!(self::own(&log).last().unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_refusal_says_whose_it_is_and_how_it_was_told() {
+    let line = "www-authenticate: Bearer error=\"s3cret\"\r\n";
+    let server = RawUpstream::answering(support::refusal::answer(401, line)).await;
+    let builder = || Upstream::builder("up", server.url("/mcp?key=s3cret"));
+    let callers = builder().allow_credential("authorization");
+    let operators = builder().set("authorization", "Bearer s3cret");
+    for (builder, probes, expected) in [
+        (
+            callers.clone(),
+            false,
+            r#"DEBUG refused upstream="up" status=401 whose="caller" how="at once""#,
+        ),
+        (
+            callers,
+            true,
+            r#"DEBUG refused upstream="up" status=401 whose="caller" how="probed""#,
+        ),
+        (
+            operators,
+            false,
+            r#"WARN refused upstream="up" status=401 whose="operator" how="at once""#,
+        ),
+    ] {
+        let up = builder.build().unwrap();
+        let capture = CaptureLayer::for_upstreams([&up]).build().unwrap();
+        let target = probes.then(|| up.clone());
+        let (_, log) = logged(async {
+            let client = http_client();
+            let probe = ProbeLayer::new(client.clone(), move |_| target.clone());
+            let relay = RefusalLayer::new().layer(Relay::new(&up, client));
+            let addr = serve(capture.layer(probe.layer(relay))).await;
+            raw(addr, post(addr, TOKEN)).await
+        })
+        .await;
+        let own = own(&log);
+        assert_eq!(own.last().unwrap(), expected);
+        let probed = r#"DEBUG probed upstream="up" outcome="refused""#;
+        assert_eq!(own.iter().any(|line| line == probed), probes, "{own:?}");
+    }
 }

@@ -16,7 +16,11 @@ use std::{
     time::Duration,
 };
 
-use support::{OK, RawUpstream, post, raw, status};
+use support::{
+    OK, RawUpstream, post, raw,
+    refusal::{answer, challenges},
+    status,
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpListener,
@@ -194,7 +198,7 @@ async fn relay_sends_what_its_flags_say_and_prints_one_line() {
         }
 
         let without = raw(relay.addr, post(relay.addr, "x-user-id: alice\r\n")).await;
-        assert_eq!(status(&without), 400, "x-token is required: {without}");
+        assert_eq!(status(&without), 401, "x-token is required: {without}");
         let elsewhere = post(relay.addr, caller).replace("/mcp", "/other");
         assert_eq!(status(&raw(relay.addr, elsewhere).await), 404);
         assert_eq!(upstream.requests().len(), 1);
@@ -232,6 +236,84 @@ async fn relay_lets_credentials_through_for_admitted_callers_only() {
         assert_eq!(requests[1].all("authorization"), ["Bearer a"]);
         assert_eq!(requests[1].all("x-session"), ["b=1"]);
         assert!(requests[1].all("x-proxy-key").is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn relay_tells_refusals_as_its_flags_say() {
+    const METADATA: &str = "https://proxy.example/md";
+    bounded(async {
+        let foreign = r#"Bearer error="expired", resource_metadata="https://up.example/md""#;
+        let lines = format!("www-authenticate: {foreign}\r\n");
+        let upstream = RawUpstream::answering(answer(401, &lines)).await;
+        let url = upstream.url("/mcp");
+        let ours = format!(r#"Bearer error="expired", resource_metadata="{METADATA}""#);
+        let none = r#"Bearer error="invalid_token""#;
+        let rewrite = ["--challenge", "rewrite", "--resource-metadata", METADATA];
+        for (more, expected) in [
+            (&[][..], none),
+            (&["--challenge", "omit"], none),
+            (&["--challenge", "relay"], foreign),
+            (&["--resource-metadata", METADATA], &ours),
+            (&rewrite, &ours),
+            (&["--challenge", "omit", "--probe"], none),
+        ] {
+            let flags = ["--upstream", &url, "--allow-credential", "authorization"];
+            let flags = [&flags, more].concat();
+            let relay = Server::start("relay", &flags, "/mcp").await;
+            let asked = upstream.requests().len();
+            let answer = raw(relay.addr, post(relay.addr, "authorization: Bearer a\r\n")).await;
+            assert_eq!(status(&answer), 401, "{more:?} {answer}");
+            assert_eq!(challenges(&answer), [expected], "{more:?}");
+            assert_eq!(upstream.requests().len(), asked + 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn relay_probes_and_fails_closed_as_its_flags_say() {
+    bounded(async {
+        let upstream = RawUpstream::new(|request| {
+            let is_probe = request.body != b"{}";
+            answer(if is_probe { 500 } else { 200 }, "").into()
+        })
+        .await;
+        let url = upstream.url("/mcp");
+        for (more, expected, sent) in [
+            (&[][..], 200, 1),
+            (&["--probe"], 200, 2),
+            (&["--probe", "--fail-closed"], 502, 1),
+        ] {
+            let flags = ["--upstream", &url, "--allow-credential", "authorization"];
+            let flags = [&flags, more].concat();
+            let relay = Server::start("relay", &flags, "/mcp").await;
+            let before = upstream.requests().len();
+            let answer = raw(relay.addr, post(relay.addr, "authorization: Bearer a\r\n")).await;
+            assert_eq!(status(&answer), expected, "{more:?} {answer}");
+            assert_eq!(upstream.requests().len(), before + sent, "{more:?}");
+        }
+        for flags in [
+            &["--fail-closed"][..],
+            &["--challenge", "rewrite"],
+            &[
+                "--challenge",
+                "omit",
+                "--resource-metadata",
+                "https://proxy.example/md",
+            ],
+            &["--resource-metadata", "proxy.example/s3cr3t"],
+        ] {
+            let flags = [&["--upstream", "http://localhost/"], flags].concat();
+            let relay = run("relay", &flags).await;
+            let errors = text(&relay.stderr);
+            assert_eq!(relay.status.code(), Some(2), "{flags:?} {errors}");
+            assert!(
+                errors.contains("error: ") && !errors.contains("s3cr3t"),
+                "{errors}"
+            );
+        }
     })
     .await;
 }

@@ -19,7 +19,7 @@ use axum::{
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
-use mcp_forward::{CaptureLayer, OriginGuardLayer, Relay, Upstream};
+use mcp_forward::{CaptureLayer, OriginGuardLayer, ProbeLayer, RefusalLayer, Relay, Upstream};
 use support::{OK, RawUpstream, http_client, logged, own_error, post, raw, serve, status};
 use tower::{BoxError, Layer, ServiceBuilder};
 use tower_http::{
@@ -82,8 +82,12 @@ async fn authenticate(mut request: Request, next: Next) -> Response {
 async fn axum_lines(server: &RawUpstream) -> SocketAddr {
     let Parts { upstream, capture } = parts(server);
     let sensitive = capture.names().to_vec();
+    // One client, one pool.
+    let (client, target) = (http_client(), upstream.clone());
     let app: Router = Router::new()
-        .route_service("/mcp", Relay::new(&upstream, http_client()))
+        .route_service("/mcp", Relay::new(&upstream, client.clone()))
+        .layer(RefusalLayer::new())
+        .layer(ProbeLayer::new(client, move |_| [target.clone()]))
         .layer(capture)
         .layer(from_fn(authenticate))
         .layer(OriginGuardLayer::loopback())
@@ -103,6 +107,7 @@ async fn axum_lines(server: &RawUpstream) -> SocketAddr {
 async fn hyper_builder(server: &RawUpstream) -> SocketAddr {
     let Parts { upstream, capture } = parts(server);
     let sensitive = capture.names().to_vec();
+    let (client, target) = (http_client(), upstream.clone());
     let service = ServiceBuilder::new()
         .layer(cors())
         .layer(MapResponseBodyLayer::new(boxed))
@@ -117,7 +122,9 @@ async fn hyper_builder(server: &RawUpstream) -> SocketAddr {
         })
         .layer(capture)
         .layer(MapRequestBodyLayer::new(boxed))
-        .service(Relay::new(&upstream, http_client()));
+        .layer(ProbeLayer::new(client.clone(), move |_| [target.clone()]))
+        .layer(RefusalLayer::new())
+        .service(Relay::new(&upstream, client));
     serve(service).await
 }
 
@@ -147,10 +154,13 @@ async fn l7_both_spellings_serve_a_call_at_trace_and_print_no_value() {
                 answer.contains("access-control-allow-origin: *\r\n"),
                 "{answer}"
             );
-            let seen = server.requests().pop().unwrap();
-            assert_eq!(seen.all("authorization"), ["Bearer s3cret"]);
-            assert_eq!(seen.all("x-subject"), ["alice"]);
-            assert!(seen.all("x-user-id").is_empty() && seen.all("origin").is_empty());
+            // The probe and the call.
+            assert_eq!(server.requests().len() % 2, 0);
+            for seen in server.requests().iter().rev().take(2) {
+                assert_eq!(seen.all("authorization"), ["Bearer s3cret"]);
+                assert_eq!(seen.all("x-subject"), ["alice"]);
+                assert!(seen.all("x-user-id").is_empty() && seen.all("origin").is_empty());
+            }
         }
     })
     .await;

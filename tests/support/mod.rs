@@ -8,6 +8,8 @@
     reason = "tests"
 )]
 
+pub mod refusal;
+
 use std::{
     convert::Infallible,
     io,
