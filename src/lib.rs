@@ -153,6 +153,8 @@ pub mod inbound;
 pub mod outbound;
 pub mod reply;
 mod rules;
+#[cfg(feature = "session")]
+mod server_id;
 
 pub use carry::{Inbound, InboundExt, Refusal, WithInbound, task};
 #[cfg(feature = "axum")]
@@ -161,6 +163,8 @@ pub use error::{
     BuildError, ConnectError, ConnectErrorKind, Mistake, MistakeKind, OutboundError,
     OutboundErrorKind,
 };
+#[cfg(feature = "session")]
+pub use inbound::session::SessionLayer;
 pub use inbound::{capture::CaptureLayer, origin::OriginGuardLayer};
 pub use outbound::{
     Outbound,

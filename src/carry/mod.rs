@@ -21,6 +21,8 @@ use pin_project_lite::pin_project;
 
 pub(crate) use refusal::Fault;
 pub use refusal::Refusal;
+#[cfg(feature = "session")]
+pub(crate) use refusal::Refused;
 pub use snapshot::Inbound;
 pub(crate) use snapshot::{Entry, SessionKey, compact};
 

@@ -138,3 +138,8 @@ impl Slot {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Marks a response that is an upstream's refusal, in its extensions.
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "made by what holds the response back")]
+pub(crate) struct Refused;
