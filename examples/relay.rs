@@ -77,6 +77,14 @@ struct Args {
     /// Serve pages of this origin, in place of those of the allowed hosts
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
+    /// A session is for the user who began it; with `pin`, also with the headers that began it, so that
+    /// a renewed token is not used. Needs `--features session`
+    #[arg(long, value_name = "HOW", value_parser = ["bind", "pin"], requires = "principal_header")]
+    session: Option<String>,
+    /// The header that names the user of --session: one that a proxy in front of this one sets, and
+    /// removes from what callers send
+    #[arg(long, value_name = "NAME", requires = "session")]
+    principal_header: Option<String>,
     /// What has no flag: read here, so that no message of clap's shows what may be half a value.
     #[arg(hide = true)]
     stray: Vec<String>,
@@ -87,7 +95,13 @@ struct Config {
     upstream: Upstream,
     capture: CaptureLayer,
     guard: OriginGuardLayer,
+    sessions: Option<Sessions>,
 }
+
+#[cfg(feature = "session")]
+type Sessions = mcp_forward::SessionLayer<std::sync::Arc<[u8]>>;
+#[cfg(not(feature = "session"))]
+type Sessions = tower::layer::util::Identity;
 
 impl Args {
     /// The configuration; or every mistake in it.
@@ -134,14 +148,35 @@ impl Args {
             &mut mistakes,
         );
         let guard = built(guard.build(), &mut mistakes);
+        let sessions = self.sessions(&mut mistakes);
         match (upstream, capture, guard) {
             (Some(upstream), Some(capture), Some(guard)) if mistakes.is_empty() => Ok(Config {
                 upstream,
                 capture,
                 guard,
+                sessions,
             }),
             _ => Err(mistakes),
         }
+    }
+
+    #[cfg(feature = "session")]
+    fn sessions(&self, mistakes: &mut Vec<String>) -> Option<Sessions> {
+        let name = self.principal_header.as_ref()?;
+        let sessions = built(Sessions::bind_header(name), mistakes)?.require_principal();
+        if self.session.as_deref() == Some("pin") {
+            Some(sessions.pin())
+        } else {
+            Some(sessions)
+        }
+    }
+
+    #[cfg(not(feature = "session"))]
+    fn sessions(&self, mistakes: &mut Vec<String>) -> Option<Sessions> {
+        if self.session.is_some() {
+            mistakes.push("--session: build with `--features session`".to_owned());
+        }
+        None
     }
 
     /// The rules, each with the name of the header that it reads.
@@ -263,13 +298,19 @@ where
     let trace = TraceLayer::new_for_http().make_span_with(|request: &Request<Body>| {
         tracing::debug_span!("request", method = %request.method(), path = request.uri().path())
     });
-    // Outermost first. The relay has its origin guard inside.
-    let service = ServiceBuilder::new()
-        .layer(SetSensitiveRequestHeadersLayer::new(sensitive))
-        .layer(trace)
-        .layer(config.capture)
-        .service(Relay::new(&config.upstream, client).origin_guard(config.guard));
-    let app = axum::Router::new().route_service("/mcp", service);
+    // The relay has its origin guard inside.
+    let relay = Relay::new(&config.upstream, client).origin_guard(config.guard);
+    let mut app = axum::Router::new().route_service("/mcp", relay);
+    if let Some(sessions) = config.sessions {
+        app = app.route_layer(sessions);
+    }
+    // Outermost first, and all around what is above.
+    let app = app.route_layer(
+        ServiceBuilder::new()
+            .layer(SetSensitiveRequestHeadersLayer::new(sensitive))
+            .layer(trace)
+            .layer(config.capture),
+    );
     let listener = TcpListener::bind(listen).await;
     let listener = listener.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     println!("listening on http://{}/mcp", listener.local_addr()?);

@@ -76,8 +76,8 @@ const SESSIONS: usize = 65_536;
 ///
 /// Each request still carries the headers of its own caller, so that a renewed token is used at once;
 /// [`pin`](Self::pin) freezes those of `initialize`. A principal of `None` is *anonymous*: whoever has
-/// none shares its sessions, and nobody else does. In protocol 2026-07-28 and later there are no
-/// sessions: there `mcp-session-id` is checked, and then removed together with `last-event-id`, and the
+/// none shares its sessions, and nobody else does. In protocol 2026-07-28 and later there are
+/// no sessions: there `mcp-session-id` is checked, and then removed together with `last-event-id`, and the
 /// request is one without a session.
 ///
 /// What makes a session is a 2xx response to a POST without `mcp-session-id` that has one. It ends when
