@@ -21,9 +21,8 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use http_body::Frame;
-use http_body_util::Full;
 use hyper::body::Incoming;
-use mcp_forward::{CaptureLayer, Inbound, Relay, SessionLayer, Upstream, inbound::Principal};
+use mcp_forward::{Inbound, Relay, SessionLayer, Upstream, inbound::Principal};
 use session::{ALICE, ALICE_RENEWED, BOB, Front, STAGES, front, user};
 use support::{RawUpstream, http_client, status};
 use tower::service_fn;
@@ -217,21 +216,4 @@ async fn no_handle_changes_it_and_every_place_has_it() {
         let expected = places.map(|place| format!("{place} Bearer alice.1"));
         assert_eq!(*seen.lock().unwrap(), expected);
     }
-}
-
-#[tokio::test]
-async fn an_inner_capture_replaces_it_as_it_replaces_any() {
-    // Not the documented order: then the session has no say.
-    let up = upstream("http://localhost/mcp");
-    let inner = CaptureLayer::for_upstreams([&up]).build().unwrap();
-    let service = tower::ServiceBuilder::new()
-        .layer(inner)
-        .service(service_fn(|request: Request<Incoming>| async move {
-            let (parts, _) = request.into_parts();
-            let response = Response::builder().header("mcp-session-id", "s");
-            response.body(Full::from(session::acts_as(&parts)))
-        }));
-    let front = Front::start(&up, &pinned(), service).await;
-    assert_eq!(status(&front.initialize(ALICE).await), 200);
-    front.check("s", ALICE_RENEWED, "Bearer alice.2").await;
 }
