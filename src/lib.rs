@@ -57,9 +57,9 @@
 //! # Order of layers
 //!
 //! Outermost first: CORS, compression, `SetSensitiveRequestHeadersLayer`, trace, body time-out,
-//! [`OriginGuardLayer`], your authentication, [`CaptureLayer`], the service. [`ForwardLayer`] stands
-//! on the client's side, below any redirect or retry layer. axum's `.layer` lines read inside out:
-//! the last one is the outermost.
+//! [`OriginGuardLayer`], your authentication, [`CaptureLayer`], `SessionLayer`, the service.
+//! [`ForwardLayer`] stands on the client's side, below any redirect or retry layer. axum's `.layer`
+//! lines read inside out: the last one is the outermost.
 //!
 //! ```
 //! # use std::time::Duration;
@@ -71,10 +71,12 @@
 //! # let up = Upstream::builder("up", "http://localhost:9000/mcp").build()?;
 //! # let relay = Relay::new(&up, Client::builder(TokioExecutor::new()).build_http());
 //! # let authentication = tower::layer::util::Identity::new();
+//! # let sessions = tower::layer::util::Identity::new();
 //! let capture = CaptureLayer::for_upstreams([&up]).build()?;
 //! let sensitive = capture.names().to_vec();
 //! let app: Router = Router::new()
 //!     .route_service("/mcp", relay)
+//!     .layer(sessions)
 //!     .layer(capture)
 //!     .layer(authentication)
 //!     .layer(OriginGuardLayer::loopback())
@@ -104,6 +106,7 @@
 //! # let up = Upstream::builder("up", "http://localhost:9000/mcp").build()?;
 //! # let relay = Relay::new(&up, Client::builder(TokioExecutor::new()).build_http());
 //! # let authentication = tower::layer::util::Identity::new();
+//! # let sessions = tower::layer::util::Identity::new();
 //! # let capture = CaptureLayer::for_upstreams([&up]).build()?;
 //! # let sensitive = capture.names().to_vec();
 //! fn boxed<B>(body: B) -> UnsyncBoxBody<Bytes, BoxError>
@@ -124,6 +127,7 @@
 //!     .layer(OriginGuardLayer::loopback())
 //!     .layer(authentication)
 //!     .layer(capture)
+//!     .layer(sessions)
 //!     .layer(MapRequestBodyLayer::new(boxed))
 //!     .service(relay);
 //! # async fn serve<S: tower::Service<http::Request<hyper::body::Incoming>>>(_: S) {}
@@ -142,7 +146,8 @@
 //! # Features
 //!
 //! None is on by default. `tracing`: events, what is as it should be at DEBUG, what is not at WARN.
-//! `axum`: [`Inbound`] as an extractor.
+//! `axum`: [`Inbound`] as an extractor. `session`: `SessionLayer`, which lets only those use an MCP session
+//! who began it.
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -65,8 +65,18 @@ fn cors() -> CorsLayer {
         .allow_methods([Method::POST])
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Subject(&'static str);
+
+#[cfg(feature = "session")]
+fn sessions() -> mcp_forward::SessionLayer<Subject> {
+    mcp_forward::SessionLayer::bind_extension().require_principal()
+}
+
+#[cfg(not(feature = "session"))]
+fn sessions() -> tower::layer::util::Identity {
+    tower::layer::util::Identity::new()
+}
 
 /// The embedder's authentication: it knows one token.
 async fn authenticate(mut request: Request, next: Next) -> Response {
@@ -84,6 +94,7 @@ async fn axum_lines(server: &RawUpstream) -> SocketAddr {
     let sensitive = capture.names().to_vec();
     let app: Router = Router::new()
         .route_service("/mcp", Relay::new(&upstream, http_client()))
+        .layer(sessions())
         .layer(capture)
         .layer(from_fn(authenticate))
         .layer(OriginGuardLayer::loopback())
@@ -116,6 +127,7 @@ async fn hyper_builder(server: &RawUpstream) -> SocketAddr {
             request
         })
         .layer(capture)
+        .layer(sessions())
         .layer(MapRequestBodyLayer::new(boxed))
         .service(Relay::new(&upstream, http_client()));
     serve(service).await
