@@ -217,3 +217,36 @@ async fn no_handle_changes_it_and_every_place_has_it() {
         assert_eq!(*seen.lock().unwrap(), expected);
     }
 }
+
+#[tokio::test]
+#[ignore = "the relay marks no refusal yet"]
+async fn a_refusal_of_the_frozen_headers_ends_the_session() {
+    for (layer, lives) in [(pinned(), false), (SessionLayer::bind(user), true)] {
+        for refusal in [401, 403] {
+            let server = RawUpstream::new(move |request| {
+                let old = request.all("authorization") == ["Bearer alice.1"];
+                let (status, id) = match request.all("mcp-session-id").is_empty() {
+                    true => (200, "mcp-session-id: s\r\n"),
+                    false if old => (refusal, ""),
+                    false => (200, ""),
+                };
+                let head = format!("HTTP/1.1 {status} x\r\n{id}connection: close\r\n");
+                format!("{head}content-length: 0\r\n\r\n").into_bytes()
+            })
+            .await;
+            let up = upstream(&server.url("/mcp"));
+            let front = Front::start(&up, &layer, Relay::new(&up, http_client())).await;
+            assert_eq!(status(&front.initialize(ALICE).await), 200);
+            let refused = front.call("s", ALICE).await;
+            assert_eq!(status(&refused), refusal);
+            assert_eq!(layer.live() == 1, lives);
+            // So the client begins anew, with what it has now.
+            if !lives {
+                assert_eq!(status(&front.call("s", ALICE_RENEWED).await), 404);
+                assert_eq!(status(&front.initialize(ALICE_RENEWED).await), 200);
+            }
+            assert_eq!(status(&front.call("s", ALICE_RENEWED).await), 200);
+            layer.remove("s");
+        }
+    }
+}
