@@ -23,6 +23,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderMap, Request, Response, request::Parts};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
@@ -161,7 +162,9 @@ async fn an_answer_with_an_id_that_cannot_be_the_callers_is_502() {
     // The request's own id is none of these, and neither is one that its owner is given again.
     let lines = format!("{BOB}mcp-session-id: bobs\r\n{}", script("200 bobs"));
     assert_eq!(status(&front.send("POST", &lines, "").await), 200);
-    assert_eq!(status(&front.initialize(&begin(BOB, "bobs")).await), 200);
+    for _ in 0..300 {
+        assert_eq!(status(&front.initialize(&begin(BOB, "bobs")).await), 200);
+    }
     assert_eq!((layer.live(), layer.principals()), (2, 2));
 }
 
@@ -353,6 +356,9 @@ async fn a_principal_from_the_extensions_or_a_header() {
         let answer = front.call("s", &format!("x-user: {lines}\r\n")).await;
         assert_eq!(status(&answer), expected, "{lines}");
     }
+    // An empty one is none.
+    let front = Script::default().front(&layer.require_principal()).await;
+    assert_eq!(status(&front.initialize("x-user:\r\n").await), 401);
     let error = SessionLayer::bind_header("x-user: s3cret").unwrap_err();
     assert_eq!(error.mistakes()[0].kind(), MistakeKind::InvalidName);
     assert!(!error.to_string().contains("s3cret"), "{error}");
@@ -607,6 +613,82 @@ async fn sessions_expire_where_nobody_asks_for_any() {
     assert!(Arc::strong_count(&watched) > idle);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(Arc::strong_count(&watched), idle);
+}
+
+#[tokio::test]
+async fn what_was_used_last_expires_last() {
+    let layer = bound().idle(Duration::from_secs(60));
+    let front = Script::default().front(&layer).await;
+    for id in ["one", "other"] {
+        let lines = format!("{ALICE}{}", script(&format!("200 {id}")));
+        front.initialize(&lines).await;
+    }
+    let wait = async |seconds| {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        tokio::time::resume();
+    };
+    wait(30).await;
+    assert_eq!(status(&front.call("one", ALICE).await), 200);
+    wait(31).await;
+    assert_eq!(layer.live(), 1);
+    assert_eq!(status(&front.call("other", ALICE).await), 404);
+    assert_eq!(status(&front.call("one", ALICE).await), 200);
+}
+
+#[test]
+fn without_a_runtime_what_has_expired_makes_room_all_the_same() {
+    let layer = SessionLayer::bind(|_| Some(())).idle(Duration::ZERO);
+    let layer = layer.max_per_principal(1);
+    let service = layer.layer(service_fn(|_: Request<()>| async {
+        let response = Response::builder().header("mcp-session-id", "s");
+        response.body(Full::<Bytes>::default())
+    }));
+    for _ in 0..3 {
+        let begun = service
+            .clone()
+            .oneshot(Request::post("/").body(()).unwrap());
+        let response = begun.now_or_never().unwrap().unwrap();
+        assert_eq!(response.status(), 200);
+        let inside = Request::post("/").header("mcp-session-id", "s");
+        let call = service.clone().oneshot(inside.body(()).unwrap());
+        assert_eq!(call.now_or_never().unwrap().unwrap().status(), 404);
+    }
+    assert_eq!((layer.live(), layer.principals()), (0, 0));
+}
+
+#[tokio::test]
+async fn the_end_of_a_session_is_not_that_of_a_later_one() {
+    let (came, may) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let gate = (Arc::clone(&came), Arc::clone(&may));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (came, may) = gate.clone();
+        async move {
+            if request.method() == "DELETE" {
+                came.notify_one();
+                may.notified().await;
+            }
+            let response = Response::builder().header("mcp-session-id", "s");
+            response.body(Full::<Bytes>::default())
+        }
+    });
+    let layer = bound();
+    let front = Arc::new(Front::start(&upstream(), &layer, service).await);
+    front.initialize(ALICE).await;
+    let delete = {
+        let front = Arc::clone(&front);
+        tokio::spawn(async move {
+            front
+                .send("DELETE", &format!("{ALICE}{}", line("s")), "")
+                .await
+        })
+    };
+    came.notified().await;
+    assert!(layer.remove("s"));
+    front.initialize(ALICE).await;
+    may.notify_one();
+    assert_eq!(status(&delete.await.unwrap()), 200);
+    assert_eq!(layer.live(), 1);
 }
 
 #[tokio::test]
