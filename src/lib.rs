@@ -146,8 +146,8 @@
 //! # Features
 //!
 //! None is on by default. `tracing`: events, what is as it should be at DEBUG, what is not at WARN.
-//! `axum`: [`Inbound`] as an extractor. `session`: `SessionLayer`, which lets only those use an MCP session
-//! who began it.
+//! `axum`: [`Inbound`] as an extractor. `session`: `SessionLayer`, which lets only those use an MCP
+//! session who began it.
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
