@@ -67,10 +67,9 @@
 //! # Order of layers
 //!
 //! Outermost first: CORS, compression, `SetSensitiveRequestHeadersLayer`, trace, body time-out,
-//! [`OriginGuardLayer`], your authentication, [`CaptureLayer`], [`ProbeLayer`], [`RefusalLayer`], the
-//! service. [`ForwardLayer`] stands
-//! on the client's side, below any redirect or retry layer. axum's `.layer` lines read inside out:
-//! the last one is the outermost.
+//! [`OriginGuardLayer`], your authentication, [`CaptureLayer`], [`SessionLayer`], [`ProbeLayer`],
+//! [`RefusalLayer`], the service. [`ForwardLayer`] stands on the client's side, below any redirect or
+//! retry layer. axum's `.layer` lines read inside out: the last one is the outermost.
 //!
 //! ```
 //! # use std::time::Duration;
@@ -83,12 +82,14 @@
 //! # let client = Client::builder(TokioExecutor::new()).build_http();
 //! # let (relay, target) = (Relay::new(&up, client.clone()), up.clone());
 //! # let authentication = tower::layer::util::Identity::new();
+//! # let sessions = tower::layer::util::Identity::new();
 //! let capture = CaptureLayer::for_upstreams([&up]).build()?;
 //! let sensitive = capture.names().to_vec();
 //! let app: Router = Router::new()
 //!     .route_service("/mcp", relay)
 //!     .layer(RefusalLayer::new())
 //!     .layer(ProbeLayer::new(client, move |_| [target.clone()]))
+//!     .layer(sessions)
 //!     .layer(capture)
 //!     .layer(authentication)
 //!     .layer(OriginGuardLayer::loopback())
@@ -119,6 +120,7 @@
 //! # let client = Client::builder(TokioExecutor::new()).build_http();
 //! # let (relay, target) = (Relay::new(&up, client.clone()), up.clone());
 //! # let authentication = tower::layer::util::Identity::new();
+//! # let sessions = tower::layer::util::Identity::new();
 //! # let capture = CaptureLayer::for_upstreams([&up]).build()?;
 //! # let sensitive = capture.names().to_vec();
 //! fn boxed<B>(body: B) -> UnsyncBoxBody<Bytes, BoxError>
@@ -139,6 +141,7 @@
 //!     .layer(OriginGuardLayer::loopback())
 //!     .layer(authentication)
 //!     .layer(capture)
+//!     .layer(sessions)
 //!     .layer(MapRequestBodyLayer::new(boxed))
 //!     .layer(ProbeLayer::new(client, move |_| [target.clone()]))
 //!     .layer(RefusalLayer::new())
@@ -160,6 +163,7 @@
 //!
 //! None is on by default. `tracing`: events, what is as it should be at DEBUG, what is not at WARN.
 //! `axum`: [`Inbound`] as an extractor. [`rmcp`]: both ends of a proxy that is built on rmcp.
+//! `session`: [`SessionLayer`], which lets only those use an MCP session who began it.
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -173,6 +177,8 @@ pub mod reply;
 #[cfg(feature = "rmcp")]
 pub mod rmcp;
 mod rules;
+#[cfg(feature = "session")]
+mod server_id;
 
 pub use carry::{Inbound, InboundExt, Refusal, WithInbound, task};
 #[cfg(any(feature = "axum", feature = "rmcp"))]
@@ -181,6 +187,8 @@ pub use error::{
     BuildError, ConnectError, ConnectErrorKind, Mistake, MistakeKind, OutboundError,
     OutboundErrorKind,
 };
+#[cfg(feature = "session")]
+pub use inbound::session::SessionLayer;
 pub use inbound::{capture::CaptureLayer, origin::OriginGuardLayer};
 pub use outbound::{
     Outbound,

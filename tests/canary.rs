@@ -5,7 +5,7 @@
 //! read out of the source (`pub struct`, `enum`, `union`, `trait` at the start of a line), and not out
 //! of rustdoc's JSON: that needs a nightly compiler and a build of its own, and the `unreachable_pub`
 //! lint already says that whatever is `pub` here can be reached.
-#![cfg(all(feature = "axum", feature = "tracing"))]
+#![cfg(all(feature = "axum", feature = "session", feature = "tracing"))]
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -39,7 +39,7 @@ use mcp_forward::{
     BoxClientFactory, BuildError, CaptureLayer, Challenge, ClientFactory, ConnectError,
     ConnectErrorKind, ForwardLayer, Inbound, InboundExt, Mistake, MistakeKind, OnConflict,
     OriginGuardLayer, Outbound, OutboundError, OutboundErrorKind, ProbeLayer, RefusalLayer, Relay,
-    Rule, Upstream, outbound, refusal, task,
+    Rule, SessionLayer, Upstream, outbound, refusal, task,
 };
 use support::{HttpClient, http_client, http2_client, identity, serve};
 use tokio::net::TcpListener;
@@ -549,6 +549,20 @@ async fn no_public_type_prints_it() {
         .await
         .unwrap();
     let p = Probe(vec![rejected.into_body(), answered.into_body()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let sessions = SessionLayer::bind(|_| Some(CANARY.to_owned())).pin();
+    let mut service = sessions.layer(Quiet);
+    let foreign = [good[0], ("mcp-session-id", CANARY)];
+    let p = Probe(alice.clone().sync_scope(|| {
+        vec![
+            service.call(request("/", &good)),
+            service.call(request("/", &foreign)),
+        ]
+    }));
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![service]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![sessions]);
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
     let mut service = OriginGuardLayer::loopback().layer(Quiet);
     let rebound = [("host", CANARY), ("origin", PLACES[1])];

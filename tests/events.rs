@@ -198,3 +198,64 @@ async fn a_refusal_says_whose_it_is_and_how_it_was_told() {
         assert_eq!(own.iter().any(|line| line == probed), probes, "{own:?}");
     }
 }
+
+#[cfg(feature = "session")]
+#[tokio::test]
+async fn a_session_is_told_of_without_its_id() {
+    use std::time::Duration;
+
+    let server = RawUpstream::new(|request| {
+        let begins = request.all("mcp-session-id").is_empty();
+        let id = if begins {
+            "mcp-session-id: s3cret\r\n"
+        } else {
+            ""
+        };
+        let head = format!("HTTP/1.1 200 OK\r\n{id}connection: close\r\ncontent-length: 0\r\n\r\n");
+        head.into_bytes()
+    })
+    .await;
+    let up = Upstream::builder("up", server.url("/mcp")).build().unwrap();
+    let layer = mcp_forward::SessionLayer::bind_header("x-user").unwrap();
+    let (_, log) = logged(async {
+        let addr = serve(layer.layer(Relay::new(&up, http_client()))).await;
+        let send = |request: String| async move { status(&raw(addr, request).await) };
+        let alice = "x-user: alice-s3cret\r\n";
+        let inside = format!("{alice}mcp-session-id: s3cret\r\n");
+        assert_eq!(send(post(addr, alice)).await, 200);
+        // Somebody else, an unknown one, an event of none, two lines.
+        assert_eq!(send(post(addr, "mcp-session-id: s3cret\r\n")).await, 404);
+        assert_eq!(send(post(addr, "mcp-session-id: s3cret2\r\n")).await, 404);
+        assert_eq!(send(post(addr, "last-event-id: s3cret\r\n")).await, 404);
+        let twice = format!("{inside}mcp-session-id: s3cret\r\n");
+        assert_eq!(send(post(addr, &twice)).await, 400);
+        let delete = post(addr, &inside).replacen("POST", "DELETE", 1);
+        assert_eq!(send(delete).await, 200);
+        assert_eq!(send(post(addr, alice)).await, 200);
+        assert!(layer.remove("s3cret"));
+        assert_eq!(send(post(addr, alice)).await, 200);
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(30 * 60)).await;
+        assert_eq!(layer.live(), 0);
+    })
+    .await;
+    let own = own(&log);
+    let told = own.iter().filter(|line| line.contains("session"));
+    let told: Vec<_> = told.map(String::as_str).collect();
+    assert_eq!(
+        told,
+        [
+            "DEBUG session created",
+            "WARN session denied reason=\"somebody else's\"",
+            "WARN session denied reason=\"unknown\"",
+            "WARN session denied reason=\"an event without a session\"",
+            "WARN rejected layer=\"session\" reason=400: send one `mcp-session-id`, of 1 to 256 visible \
+             ASCII characters",
+            "DEBUG session ended reason=\"deleted\"",
+            "DEBUG session created",
+            "DEBUG session ended reason=\"removed\"",
+            "DEBUG session created",
+            "DEBUG session ended count=1 reason=\"expired\"",
+        ]
+    );
+}

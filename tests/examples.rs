@@ -382,6 +382,44 @@ async fn relay_names_every_mistake_and_shows_no_value() {
     .await;
 }
 
+#[cfg(all(feature = "session", feature = "tracing"))]
+#[tokio::test]
+async fn relay_keeps_a_session_for_its_user() {
+    bounded(async {
+        let upstream = RawUpstream::new(|request| {
+            let begins = request.all("mcp-session-id").is_empty();
+            let id = if begins { "mcp-session-id: s\r\n" } else { "" };
+            format!("HTTP/1.1 200 OK\r\n{id}connection: close\r\ncontent-length: 0\r\n\r\n").into()
+        })
+        .await;
+        let url = upstream.url("/mcp");
+        for (how, expected) in [("bind", "b"), ("pin", "a")] {
+            let flags = "--allow x-team --principal-header x-user --listen 127.0.0.1:0 --session";
+            let mut flags: Vec<_> = flags.split_whitespace().collect();
+            flags.extend([how, "--upstream", &url]);
+            let relay = Server::start("relay", &flags, "/mcp").await;
+            for (lines, expected) in [
+                ("x-team: a\r\n", 401),
+                ("x-user: alice\r\nx-team: a\r\n", 200),
+                ("x-user: bob\r\nmcp-session-id: s\r\n", 404),
+                ("x-user: alice\r\nx-team: b\r\nmcp-session-id: s\r\n", 200),
+            ] {
+                let answer = raw(relay.addr, post(relay.addr, lines)).await;
+                assert_eq!(status(&answer), expected, "{lines}");
+            }
+            let last = upstream.requests().pop().unwrap();
+            assert_eq!(last.all("x-team"), [expected]);
+        }
+        let alone = ["--upstream", &url, "--session", "bind"];
+        assert_eq!(run("relay", &alone).await.status.code(), Some(2));
+        let wrong = [&alone[..], &["--principal-header", "x user"]].concat();
+        let relay = run("relay", &wrong).await;
+        assert_eq!(relay.status.code(), Some(2));
+        assert!(text(&relay.stderr).contains("error: a header name that begins with `x`"));
+    })
+    .await;
+}
+
 /// A relay with one open request: the task that awaits the answer, and the upstream's socket.
 #[cfg(unix)]
 async fn open_request() -> (

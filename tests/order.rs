@@ -65,8 +65,18 @@ fn cors() -> CorsLayer {
         .allow_methods([Method::POST])
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Subject(&'static str);
+
+#[cfg(feature = "session")]
+fn sessions() -> mcp_forward::SessionLayer<Subject> {
+    mcp_forward::SessionLayer::bind_extension().require_principal()
+}
+
+#[cfg(not(feature = "session"))]
+fn sessions() -> tower::layer::util::Identity {
+    tower::layer::util::Identity::new()
+}
 
 /// The embedder's authentication: it knows one token.
 async fn authenticate(mut request: Request, next: Next) -> Response {
@@ -88,6 +98,7 @@ async fn axum_lines(server: &RawUpstream) -> SocketAddr {
         .route_service("/mcp", Relay::new(&upstream, client.clone()))
         .layer(RefusalLayer::new())
         .layer(ProbeLayer::new(client, move |_| [target.clone()]))
+        .layer(sessions())
         .layer(capture)
         .layer(from_fn(authenticate))
         .layer(OriginGuardLayer::loopback())
@@ -121,6 +132,7 @@ async fn hyper_builder(server: &RawUpstream) -> SocketAddr {
             request
         })
         .layer(capture)
+        .layer(sessions())
         .layer(MapRequestBodyLayer::new(boxed))
         .layer(ProbeLayer::new(client.clone(), move |_| [target.clone()]))
         .layer(RefusalLayer::new())
