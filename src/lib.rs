@@ -153,6 +153,7 @@ pub mod inbound;
 pub mod outbound;
 pub mod reply;
 mod rules;
+pub mod server_id;
 
 pub use carry::{Inbound, InboundExt, Refusal, WithInbound, task};
 #[cfg(feature = "axum")]
@@ -161,6 +162,8 @@ pub use error::{
     BuildError, ConnectError, ConnectErrorKind, Mistake, MistakeKind, OutboundError,
     OutboundErrorKind,
 };
+#[cfg(feature = "hmac")]
+pub use error::{SignError, SignErrorKind};
 pub use inbound::{capture::CaptureLayer, origin::OriginGuardLayer};
 pub use outbound::{
     Outbound,
@@ -169,6 +172,13 @@ pub use outbound::{
     relay::Relay,
 };
 pub use rules::{OnConflict, Rule, Upstream, UpstreamBuilder};
+#[cfg(feature = "hmac")]
+pub use server_id::proof::InternalForward;
+pub use server_id::{
+    ServerId,
+    internal::{ForwardedInternally, InternalForwardLayer, VerifyPeer},
+    layer::ServerIdLayer,
+};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
