@@ -12,7 +12,7 @@
 
 mod support;
 
-use support::cases::{Case, layers, merges, polls, relays, spawns};
+use support::cases::{Case, large_server_ids, layers, merges, polls, relays, server_ids, spawns};
 
 /// How long it measures.
 #[derive(Clone, Copy)]
@@ -96,6 +96,8 @@ fn main() {
     let rows = [merge("ours, 4 headers"), merge("ours, 4 headers, 1 bearer")];
     table("Merge and apply", effort, merges(), 512, &rows);
     table("Relay in memory", effort, relays(), 512, &[]);
+    table("Server id", effort, server_ids(), 16, &[]);
+    table("Server id, large", effort, large_server_ids(), 1, &[]);
 }
 
 /// Measures `cases` in turns, `count` times each a round, and prints them and `rows`.

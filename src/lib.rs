@@ -57,26 +57,33 @@
 //! # Order of layers
 //!
 //! Outermost first: CORS, compression, `SetSensitiveRequestHeadersLayer`, trace, body time-out,
-//! [`OriginGuardLayer`], your authentication, [`CaptureLayer`], the service. [`ForwardLayer`] stands
-//! on the client's side, below any redirect or retry layer. axum's `.layer` lines read inside out:
+//! [`OriginGuardLayer`], [`InternalForwardLayer`], your authentication, [`ServerIdLayer`],
+//! [`CaptureLayer`], the service. [`ForwardLayer`] stands on the client's side, below any redirect or
+//! retry layer. Whoever has one path and one worker leaves the server id and the internal forward
+//! out. axum's `.layer` lines read inside out:
 //! the last one is the outermost.
 //!
 //! ```
 //! # use std::time::Duration;
 //! # use axum::Router;
 //! # use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-//! # use mcp_forward::{CaptureLayer, OriginGuardLayer, Relay, Upstream};
+//! # use http::request::Parts;
+//! # use mcp_forward::{CaptureLayer, InternalForwardLayer, OriginGuardLayer, Relay, ServerIdLayer, Upstream};
 //! # use tower_http::{compression::CompressionLayer, cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
 //! # use tower_http::{sensitive_headers::SetSensitiveRequestHeadersLayer, trace::TraceLayer};
 //! # let up = Upstream::builder("up", "http://localhost:9000/mcp").build()?;
 //! # let relay = Relay::new(&up, Client::builder(TokioExecutor::new()).build_http());
 //! # let authentication = tower::layer::util::Identity::new();
+//! # let internal_forward = InternalForwardLayer::for_peers(|_: &Parts| false);
+//! let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").build()?;
 //! let capture = CaptureLayer::for_upstreams([&up]).build()?;
 //! let sensitive = capture.names().to_vec();
 //! let app: Router = Router::new()
-//!     .route_service("/mcp", relay)
+//!     .route_service("/servers/{server_id}/mcp", relay)
 //!     .layer(capture)
+//!     .layer(server_id)
 //!     .layer(authentication)
+//!     .layer(internal_forward)
 //!     .layer(OriginGuardLayer::loopback())
 //!     .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(30)))
 //!     .layer(TraceLayer::new_for_http())
@@ -96,7 +103,8 @@
 //! # use bytes::Bytes;
 //! # use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 //! # use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-//! # use mcp_forward::{CaptureLayer, OriginGuardLayer, Relay, Upstream};
+//! # use http::request::Parts;
+//! # use mcp_forward::{CaptureLayer, InternalForwardLayer, OriginGuardLayer, Relay, ServerIdLayer, Upstream};
 //! # use tower::{BoxError, ServiceBuilder};
 //! # use tower_http::{compression::CompressionLayer, cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
 //! # use tower_http::{map_request_body::MapRequestBodyLayer, map_response_body::MapResponseBodyLayer};
@@ -104,6 +112,8 @@
 //! # let up = Upstream::builder("up", "http://localhost:9000/mcp").build()?;
 //! # let relay = Relay::new(&up, Client::builder(TokioExecutor::new()).build_http());
 //! # let authentication = tower::layer::util::Identity::new();
+//! # let internal_forward = InternalForwardLayer::for_peers(|_: &Parts| false);
+//! # let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").build()?;
 //! # let capture = CaptureLayer::for_upstreams([&up]).build()?;
 //! # let sensitive = capture.names().to_vec();
 //! fn boxed<B>(body: B) -> UnsyncBoxBody<Bytes, BoxError>
@@ -122,7 +132,9 @@
 //!     .layer(TraceLayer::new_for_http())
 //!     .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(30)))
 //!     .layer(OriginGuardLayer::loopback())
+//!     .layer(internal_forward)
 //!     .layer(authentication)
+//!     .layer(server_id)
 //!     .layer(capture)
 //!     .layer(MapRequestBodyLayer::new(boxed))
 //!     .service(relay);
@@ -130,6 +142,14 @@
 //! # let _ = serve(service);
 //! # Ok::<_, mcp_forward::BuildError>(())
 //! ```
+//!
+//! # Many servers, many workers
+//!
+//! Where one gateway serves many servers, [`ServerIdLayer`] writes the id from the path into each
+//! message, so that a list or a call is for that server alone. A worker that passes a message on to the
+//! one that has its session sends it to the same path: it is scoped there again, by the same layer.
+//! `x-forwarded-internally` tells that worker not to pass it on again, and [`InternalForwardLayer`]
+//! believes it only from a peer.
 //!
 //! # Security
 //!
@@ -142,7 +162,8 @@
 //! # Features
 //!
 //! None is on by default. `tracing`: events, what is as it should be at DEBUG, what is not at WARN.
-//! `axum`: [`Inbound`] as an extractor.
+//! `axum`: [`Inbound`] as an extractor, and the path outside `nest` for [`ServerIdLayer`]. `hmac`: the
+//! proof that one worker gives another (`InternalForward`).
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
