@@ -372,6 +372,8 @@ async fn n17_strings_are_whole_or_not_json() {
         bytes("\n"),
         bytes("\0"),
         bytes("12345678\u{1f}"),
+        bytes("\n, and more behind it"),
+        bytes("123\u{1f}, and more behind it"),
         b"\xff".to_vec(),
         b"\xc0\xaf".to_vec(),
         b"12345678\xed\xa0\x80".to_vec(),
