@@ -280,6 +280,14 @@ async fn a_proof_is_for_one_request() {
     let mut moved = Request::post("/servers/a/mcp").header("mcp-session-id", "?x=1");
     moved = moved.header(MARK, Proof::at(0).mark());
     assert!(!worker.call(moved.body(Full::from(BODY)).unwrap()).await);
+    // A session is its own.
+    for (session, believed) in [("s1", true), ("s2", false), ("", false)] {
+        let mut proof = Proof::at(0);
+        proof.session = "s1";
+        let request = Request::post(PATH).header("mcp-session-id", session);
+        let request = request.header(MARK, proof.mark()).body(Full::from(BODY));
+        assert_eq!(worker.call(request.unwrap()).await, believed, "{session}");
+    }
     // A session id on two lines is none.
     let mut proof = Proof::at(0);
     proof.session = "s1";

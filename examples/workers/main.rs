@@ -56,7 +56,7 @@ async fn show() -> Result<(), BoxError> {
         "capabilities": {},
         "clientInfo": { "name": "example", "version": "1" },
     });
-    let answer = caller.post(&url, "initialize", initialize, &[]).await?;
+    let answer = caller.post(&url, "initialize", &initialize, &[]).await?;
     let session = answer.header(SESSION).ok_or("there is no session")?;
     let session = [(SESSION, session)];
     println!(
@@ -64,7 +64,7 @@ async fn show() -> Result<(), BoxError> {
         answer.worker()
     );
     caller
-        .post(&url, "notifications/initialized", json!({}), &session)
+        .post(&url, "notifications/initialized", &json!({}), &session)
         .await?;
 
     // Each is a connection of its own, so the next worker's turn.
@@ -74,7 +74,7 @@ async fn show() -> Result<(), BoxError> {
         ("as `jira` in the message", json!({ "server_id": "jira" })),
         ("the same again", json!({ "server_id": "jira" })),
     ] {
-        let answer = caller.post(&url, "tools/list", params, &session).await?;
+        let answer = caller.post(&url, "tools/list", &params, &session).await?;
         print(what, &answer);
     }
 
@@ -86,7 +86,7 @@ async fn show() -> Result<(), BoxError> {
     ] {
         for _ in &workers {
             let marked = [session.clone(), (MARK, mark.to_owned())];
-            let answer = caller.post(&url, "tools/list", json!({}), &marked).await?;
+            let answer = caller.post(&url, "tools/list", &json!({}), &marked).await?;
             print(what, &answer);
         }
     }
@@ -98,7 +98,7 @@ async fn show() -> Result<(), BoxError> {
     let mut request = caller.request(
         &format!("http://{other}{PATH}"),
         "tools/list",
-        json!({}),
+        &json!({}),
         &[session],
     )?;
     forward.sign(&mut request)?;
@@ -189,7 +189,7 @@ impl Caller {
         &self,
         url: &str,
         method: &str,
-        params: Value,
+        params: &Value,
         headers: &[(&str, String)],
     ) -> Result<Request<Bytes>, BoxError> {
         let mut message = json!({ "jsonrpc": "2.0", "method": method, "params": params });
@@ -210,7 +210,7 @@ impl Caller {
         &self,
         url: &str,
         method: &str,
-        params: Value,
+        params: &Value,
         headers: &[(&str, String)],
     ) -> Result<Answer, BoxError> {
         self.send(self.request(url, method, params, headers)?).await

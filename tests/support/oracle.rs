@@ -36,8 +36,8 @@ pub enum Tree {
     Bool(bool),
     Number(String),
     Text(String),
-    List(Vec<Tree>),
-    Object(Vec<(String, Tree)>),
+    List(Vec<Self>),
+    Object(Vec<(String, Self)>),
 }
 
 /// Which of several members a reader takes for one.
