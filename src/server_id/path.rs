@@ -49,15 +49,9 @@ pub(super) fn is_literal(text: &str) -> bool {
     text.bytes().all(usual) && !text.contains("//") && !text.split('/').any(dots)
 }
 
-/// Decodes once, so that a second reader finds nothing left to decode.
+/// Decodes once, so that a second reader finds nothing left to decode: a malformed escape stays, and
+/// its `%` makes it no id.
 fn decode(segment: &str) -> Option<Cow<'_, str>> {
-    let escapes = segment.match_indices('%').map(|(at, _)| at + 1);
-    for at in escapes {
-        let digits = segment.as_bytes().get(at..at + 2)?;
-        if !digits.iter().all(u8::is_ascii_hexdigit) {
-            return None;
-        }
-    }
     let id = percent_decode_str(segment).decode_utf8().ok()?;
     let is_id = !matches!(&*id, "" | "." | "..") && id.len() <= MAX_ID && !id.contains(is_trick);
     is_id.then_some(id)
