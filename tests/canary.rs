@@ -5,7 +5,12 @@
 //! read out of the source (`pub struct`, `enum`, `union`, `trait` at the start of a line), and not out
 //! of rustdoc's JSON: that needs a nightly compiler and a build of its own, and the `unreachable_pub`
 //! lint already says that whatever is `pub` here can be reached.
-#![cfg(all(feature = "axum", feature = "session", feature = "tracing"))]
+#![cfg(all(
+    feature = "axum",
+    feature = "hmac",
+    feature = "session",
+    feature = "tracing"
+))]
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -37,9 +42,10 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use mcp_forward::{
     BoxClientFactory, BuildError, CaptureLayer, Challenge, ClientFactory, ConnectError,
-    ConnectErrorKind, ForwardLayer, Inbound, InboundExt, Mistake, MistakeKind, OnConflict,
-    OriginGuardLayer, Outbound, OutboundError, OutboundErrorKind, ProbeLayer, RefusalLayer, Relay,
-    Rule, SessionLayer, Upstream, outbound, refusal, task,
+    ConnectErrorKind, ForwardLayer, ForwardedInternally, Inbound, InboundExt, InternalForward,
+    InternalForwardLayer, Mistake, MistakeKind, OnConflict, OriginGuardLayer, Outbound,
+    OutboundError, OutboundErrorKind, ProbeLayer, RefusalLayer, Relay, Rule, ServerId,
+    ServerIdLayer, SessionLayer, Upstream, outbound, refusal, server_id, task,
 };
 use support::{HttpClient, http_client, http2_client, identity, serve};
 use tokio::net::TcpListener;
@@ -392,6 +398,9 @@ fn build_errors() -> Vec<BuildError> {
         guard().allow_origin(&line),
     ];
     errors.extend(guards.map(|builder| builder.build().unwrap_err()));
+    errors.push(InternalForward::new([(&*line, CANARY)]).unwrap_err());
+    let layer = ServerIdLayer::for_path(&line).unscoped_paths(PLACES);
+    errors.push(layer.param(&line).build().unwrap_err());
     errors
 }
 
@@ -457,6 +466,77 @@ async fn connect_errors(inbound: &Inbound) -> Vec<ConnectError> {
         fails.connect_for(&up, inbound).await.unwrap_err(),
         fails.connect(&up).await.unwrap_err(),
     ]
+}
+
+/// The server id: the canary is the server, the key, its id, and in the message.
+async fn server_ids(t: &mut Table) {
+    let builder = ServerIdLayer::for_path("/servers/{id}/mcp").unscoped_paths(["/mcp"]);
+    let layer = builder.build().unwrap();
+    let p = Probe(vec![
+        ServerIdLayer::for_path(CANARY)
+            .unscoped_paths([CANARY])
+            .param(CANARY),
+    ]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let path = format!("/servers/{CANARY}/mcp");
+    let message = || {
+        let message = format!(r#"{{"method":"{CANARY}"}}"#);
+        Request::post(&path)
+            .body(Full::<Bytes>::from(message))
+            .unwrap()
+    };
+    let mut service = layer.layer(Quiet);
+    let p = Probe(vec![
+        service.call(message()),
+        service.call(request("/", &[])),
+    ]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![service]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let (come, mut came) = tokio::sync::mpsc::unbounded_channel();
+    let keeping = service_fn(move |request: Request<server_id::Body<Full<Bytes>>>| {
+        come.send(request).unwrap();
+        std::future::ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())))
+    });
+    let worker = InternalForwardLayer::for_peers(|_: &http::request::Parts| true);
+    let mut marked = message();
+    let mark = HeaderValue::from_static(CANARY);
+    marked.headers_mut().insert("x-forwarded-internally", mark);
+    let service = worker.layer(layer.layer(keeping));
+    service.oneshot(marked).await.unwrap();
+    let (parts, body) = came.recv().await.unwrap().into_parts();
+    let p = Probe(vec![parts.extensions.get::<ServerId>().unwrap().clone()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![
+        *parts.extensions.get::<ForwardedInternally>().unwrap(),
+    ]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![body, server_id::Body::default()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![layer]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+
+    let forward = InternalForward::new([(CANARY, CANARY.repeat(2))]).unwrap();
+    let keys = InternalForwardLayer::for_keys(&forward);
+    let mut service = keys.layer(Quiet);
+    let p = Probe(vec![service.call(message())]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![service]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![keys, worker]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let session = Request::post(&path)
+        .header("mcp-session-id", CANARY)
+        .header("mcp-session-id", CANARY);
+    let error = forward
+        .sign(&mut session.body(CANARY).unwrap())
+        .unwrap_err();
+    let p = Probe(vec![error]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![error.kind()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![forward]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
 }
 
 #[tokio::test]
@@ -647,6 +727,7 @@ async fn no_public_type_prints_it() {
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
     let p = Probe(vec![layer]);
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    server_ids(&mut t).await;
 
     // What goes wrong.
     let errors = build_errors();

@@ -6,8 +6,11 @@ mod support;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use mcp_forward::{CaptureLayer, ForwardLayer, ProbeLayer, RefusalLayer, Relay, Upstream};
-use support::{OK, RawUpstream, http_client, post, raw, serve, status};
+use mcp_forward::{
+    CaptureLayer, ForwardLayer, InternalForwardLayer, ProbeLayer, RefusalLayer, Relay,
+    ServerIdLayer, Upstream,
+};
+use support::{OK, RawUpstream, Witness, http_client, message, post, raw, serve, status};
 use tower::{Layer, ServiceExt};
 
 /// The log, at every level, of what `run` does, in which no value is.
@@ -258,4 +261,49 @@ async fn a_session_is_told_of_without_its_id() {
             "DEBUG session ended count=1 reason=\"expired\"",
         ]
     );
+}
+
+/// What is told of a message on `path` with `lines`, to a worker that believes `x-worker`.
+async fn scoped(path: &str, lines: &str, body: &str) -> Vec<String> {
+    let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").build();
+    let worker = InternalForwardLayer::for_peers(|parts: &http::request::Parts| {
+        parts.headers.contains_key("x-worker")
+    });
+    let stack = worker.layer(server_id.unwrap().layer(Witness::default()));
+    let ((), log) = logged(async {
+        let addr = serve(stack).await;
+        raw(addr, message(addr, path, lines, body)).await;
+    })
+    .await;
+    own(&log)
+}
+
+#[tokio::test]
+async fn a_rejected_message_says_why_and_an_internal_forward_whether_it_is_believed() {
+    let good = r#"{"method":"s3cret"}"#;
+    let path = "/servers/s3cret/mcp";
+    let mark = "x-forwarded-internally: s3cret\r\n";
+    let worker = format!("{mark}x-worker: 1\r\n");
+    let twice = format!("{worker}{mark}");
+    let not = "WARN an internal forward is not believed reason=";
+    for (path, lines, body, expected) in [
+        (path, "", good, vec![]),
+        (path, &*worker, good, vec!["DEBUG forwarded internally".to_owned()]),
+        (path, mark, good, vec![format!("{not}\"the sender is no worker\"")]),
+        (path, &twice, good, vec![format!("{not}\"it is on several lines\"")]),
+        (
+            "/s3cret",
+            "",
+            good,
+            vec!["WARN rejected layer=\"server id\" reason=404: no server has this path; check its server id".to_owned()],
+        ),
+        (
+            path,
+            "",
+            r#"{"method":"m","params":["s3cret"]}"#,
+            vec!["WARN rejected layer=\"server id\" reason=400: `params` is no object, so it cannot name the server; send it by name".to_owned()],
+        ),
+    ] {
+        assert_eq!(scoped(path, lines, body).await, expected);
+    }
 }

@@ -504,3 +504,43 @@ async fn hyper_server_relays_as_its_caller() {
     })
     .await;
 }
+
+#[cfg(all(feature = "hmac", feature = "tracing"))]
+#[tokio::test]
+async fn workers_answer_for_the_server_through_either_and_believe_a_proof_once() {
+    bounded(async {
+        let workers = run("workers", &[]).await;
+        let printed = text(&workers.stdout);
+        assert!(
+            workers.status.success(),
+            "{printed}{}",
+            text(&workers.stderr)
+        );
+        let scoped = "create_issue, list_pulls";
+        let at = |row: &str| {
+            let mut words = row.split_whitespace().skip_while(|word| *word != "worker");
+            words
+                .nth(1)
+                .unwrap_or_default()
+                .trim_matches(',')
+                .to_owned()
+        };
+        let rows: Vec<_> = printed
+            .lines()
+            .filter(|line| line.starts_with("  "))
+            .collect();
+        assert_eq!(rows.len(), 10, "{printed}");
+        // Every other connection is the other worker's: half of the answers were passed on.
+        for pair in rows.chunks(2).take(4) {
+            for (row, way) in pair.iter().zip(["direct", "passed on"]) {
+                assert!(row.ends_with(scoped) && row.contains(way), "{printed}");
+                assert_eq!(at(row), "0", "{printed}");
+            }
+        }
+        // The proof is good at the worker that has not the session, and only once.
+        assert!(rows[8].ends_with("404: no such session here"), "{printed}");
+        assert!(rows[9].ends_with(scoped), "{printed}");
+        assert_eq!([at(rows[8]), at(rows[9])], ["1", "0"], "{printed}");
+    })
+    .await;
+}

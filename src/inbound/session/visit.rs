@@ -142,7 +142,7 @@ impl<P: Principal> SessionLayer<P> {
         }
         let creates = parts.method == Method::POST;
         if creates && self.policy.require_principal && owner.principal.is_none() {
-            let challenge = "Bearer error=\"invalid_token\"";
+            let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
             return Err(rejected(NOBODY.with(WWW_AUTHENTICATE, challenge)));
         }
         let permit = if creates && !is_sessionless(&parts.headers) {
