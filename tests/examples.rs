@@ -259,8 +259,8 @@ async fn relay_tells_refusals_as_its_flags_say() {
             (&rewrite, &ours),
             (&["--challenge", "omit", "--probe"], none),
         ] {
-            let flags = ["--upstream", &url, "--allow-credential", "authorization"];
-            let flags = [&flags, more].concat();
+            let flags = ["--allow-credential", "authorization", "--upstream", &url];
+            let flags = [&flags[..], &["--listen", "127.0.0.1:0"], more].concat();
             let relay = Server::start("relay", &flags, "/mcp").await;
             let asked = upstream.requests().len();
             let answer = raw(relay.addr, post(relay.addr, "authorization: Bearer a\r\n")).await;
@@ -286,8 +286,8 @@ async fn relay_probes_and_fails_closed_as_its_flags_say() {
             (&["--probe"], 200, 2),
             (&["--probe", "--fail-closed"], 502, 1),
         ] {
-            let flags = ["--upstream", &url, "--allow-credential", "authorization"];
-            let flags = [&flags, more].concat();
+            let flags = ["--allow-credential", "authorization", "--upstream", &url];
+            let flags = [&flags[..], &["--listen", "127.0.0.1:0"], more].concat();
             let relay = Server::start("relay", &flags, "/mcp").await;
             let before = upstream.requests().len();
             let answer = raw(relay.addr, post(relay.addr, "authorization: Bearer a\r\n")).await;

@@ -58,6 +58,7 @@ async fn refusal(is_callers: bool, status: u16) -> Refusal {
 }
 
 type Answer = Response<reply::Body<mcp_forward::WithInbound<reply::Body<HeldBody<Events>>>>>;
+type Respond = fn(Events) -> Response<Events>;
 type Answering = Pin<Box<dyn Future<Output = io::Result<Answer>> + Send>>;
 
 /// The answer to a request of `method` by a service that answers with `respond`, in memory.
@@ -296,7 +297,7 @@ async fn a_slow_tool_is_not_cut() {
 async fn what_says_something_or_ends_is_not_waited_for() {
     // Each with whether the stream has ended then.
     let plain = |body| Response::new(body);
-    let cases: [(&str, fn(Events) -> Response<Events>, bool); 6] = [
+    let cases: [(&str, Respond, bool); 6] = [
         ("data: x", event_stream, false),
         (": comment\n\ndata: x", event_stream, false),
         ("{", event_stream, false),

@@ -206,7 +206,9 @@ async fn the_probe_arrives_as_the_real_call_does() {
         let answer = raw(addr, post(addr, &lines)).await;
         assert_eq!(status(&answer), 200, "{answer}");
         let is_first = method == "initialize";
-        server.wait_for(before + if is_first { 3 } else { 2 }).await;
+        let all = server.wait_for(before + if is_first { 3 } else { 2 });
+        let waited = tokio::time::timeout(Duration::from_secs(10), all).await;
+        waited.expect("the probe, its end or the call is missing");
         let requests = server.requests().split_off(before);
         let is_probe = |it: &&Recorded| !it.body.is_empty() && it.body != b"{}";
         let probe = requests.iter().find(is_probe).unwrap();
