@@ -5,22 +5,17 @@
 
 // Every way out goes through the one `resolve` here. It may not know how a request travels.
 
+mod body;
 pub(crate) mod client;
 pub(crate) mod forward;
 pub(crate) mod relay;
 
-use std::{
-    fmt,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use pin_project_lite::pin_project;
 
+pub use body::Body;
 pub use forward::{Forward, ForwardFuture, RemovedLocation};
 pub use relay::RelayFuture;
 
