@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::future::join_all;
 use http::{HeaderName, HeaderValue};
-use mcp::{Caller, Front, KINDS, Kind, PATIENCE, Server, answer, bearer, call, told, until};
+use mcp::{
+    Caller, Front, KINDS, Kind, PATIENCE, Server, answer, bearer, call, factory, told, until,
+};
 use mcp_forward::{ClientFactory, rmcp::Factory};
 use rmcp::{
     ErrorData, RoleClient, Service, ServiceExt,
@@ -169,7 +171,7 @@ fn answered(answer: &Value) -> &str {
 
 async fn start(kind: Kind) -> (Server, Front, Factory) {
     let server = Server::start(Kind::Sessions).await;
-    let factory = Factory::builder().build().unwrap();
+    let factory = factory();
     let front = Front::start(kind, &server.upstream(), &factory).await;
     (server, front, factory)
 }
@@ -296,7 +298,7 @@ async fn a_connection_without_a_front_session_declares_nothing_and_answers_nothi
 #[tokio::test]
 async fn a_2026_07_28_upstream_is_told_that_nothing_can_be_asked() {
     let server = Server::start(Kind::Newest).await;
-    let factory = Factory::builder().build().unwrap();
+    let factory = factory();
     let front = Front::start(Kind::Sessions, &server.upstream(), &factory).await;
     let alice = Person::open(&front, "alice", everything()).await;
     alice.ask("whoami", &Value::Null).await;

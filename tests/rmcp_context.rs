@@ -13,10 +13,10 @@ mod support;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
-use mcp::{Caller, Front, Kind, Server};
+use mcp::{Caller, Front, Kind, Server, factory};
 use mcp_forward::{
     CaptureLayer, ClientFactory, ConnectErrorKind, Inbound, OutboundErrorKind, Upstream,
-    rmcp::{ContextExt, Factory},
+    rmcp::ContextExt,
 };
 use rmcp::{
     ErrorData, RoleServer, ServerHandler, ServiceExt,
@@ -100,7 +100,7 @@ async fn each_message_has_the_caller_of_its_own_request() {
     let addr = support::serve(layer.layer(service.clone())).await;
     // Any front: only its address and kind count.
     let server = Server::start(Kind::Sessions).await;
-    let factory = Factory::builder().build().unwrap();
+    let factory = factory();
     let mut front = Front::start(Kind::Sessions, &server.upstream(), &factory).await;
     front.addr = addr;
 
@@ -141,7 +141,7 @@ async fn a_message_without_an_http_request_has_no_inbound() {
 #[tokio::test]
 async fn the_factory_calls_nobody_where_there_is_no_inbound() {
     let server = Server::start(Kind::Sessions).await;
-    let factory = Factory::builder().build().unwrap();
+    let factory = factory();
     let error = factory.connect(&server.upstream()).await.unwrap_err();
     let expected = ConnectErrorKind::Outbound(OutboundErrorKind::NoInbound);
     assert_eq!(error.kind(), expected);

@@ -16,7 +16,8 @@ use std::time::Duration;
 use futures_util::future::join;
 use http::StatusCode;
 use mcp::{
-    Answer, Caller, Front, KINDS, Kind, PATIENCE, Seen, Server, answer, call, hold, told, until,
+    Answer, Caller, Front, KINDS, Kind, PATIENCE, Seen, Server, answer, builder, call, factory,
+    hold, told, until,
 };
 use mcp_forward::{
     ClientFactory, ConnectError, Inbound, Upstream,
@@ -28,10 +29,6 @@ use support::capture;
 
 const OLD: [(&str, &str); 1] = [("authorization", "Bearer old")];
 const NEW: [(&str, &str); 1] = [("authorization", "Bearer new")];
-
-fn factory() -> Factory {
-    Factory::builder().build().unwrap()
-}
 
 async fn whoami(client: &Client) -> Result<Value, Error> {
     client.call_tool(call("whoami", json!({}))).await.map(told)
@@ -476,7 +473,7 @@ async fn an_upstream_that_does_not_answer_is_given_up() {
     let url = format!("http://{}/mcp", silent.local_addr().unwrap());
     let upstream = Upstream::builder("up", url).build().unwrap();
     let soon = Duration::from_millis(50);
-    let factory = Factory::builder().connect_timeout(soon).build().unwrap();
+    let factory = builder().connect_timeout(soon).build().unwrap();
     let error = attempt(&factory, &upstream, &Inbound::empty()).await;
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Unreachable);
 }

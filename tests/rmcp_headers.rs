@@ -11,7 +11,9 @@ mod mcp;
 mod support;
 
 use http::Method;
-use mcp::{Caller, Front, KINDS, Kind, LEGACY, NEWEST, Server, answer, call, hold, told};
+use mcp::{
+    Caller, Front, KINDS, Kind, LEGACY, NEWEST, Server, answer, builder, call, factory, hold, told,
+};
 use mcp_forward::{
     ClientFactory, Inbound, Rule, Upstream,
     rmcp::{Client, Error, ErrorKind, Factory},
@@ -21,10 +23,6 @@ use support::{OK, RawUpstream, capture};
 
 const ALICE: [(&str, &str); 1] = [("authorization", "Bearer alice")];
 const BOB: [(&str, &str); 1] = [("authorization", "Bearer bob")];
-
-fn factory() -> Factory {
-    Factory::builder().build().unwrap()
-}
 
 async fn whoami(client: &Client) -> Value {
     told(client.call_tool(call("whoami", json!({}))).await.unwrap())
@@ -173,7 +171,7 @@ async fn d6_the_authorization_is_on_one_line_of_each_request() {
         let lines = [("x-token", "alice"), ("authorization", "Bearer proxy")];
         let caller = Caller::open(&front, lines).await;
         let inbound = front.inbound(&caller).await;
-        let factory = Factory::builder().fresh().build().unwrap();
+        let factory = builder().fresh().build().unwrap();
         let client = factory.connect_for(&upstream, &inbound).await.unwrap();
         whoami(&client).await;
         let held = hold(&server, client).await;
@@ -220,10 +218,7 @@ async fn a_redirect_is_not_followed_and_nothing_leaks() {
     let following = reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::limited(10));
-    for factory in [
-        factory(),
-        Factory::builder().http(following).build().unwrap(),
-    ] {
+    for factory in [factory(), builder().http(following).build().unwrap()] {
         for kind in KINDS {
             for rpc in [
                 "server/discover",
@@ -282,14 +277,15 @@ async fn one_callers_list_is_not_anothers() {
         let (upstream, factory) = (server.upstream(), factory());
         let front = Front::start(Kind::Sessions, &upstream, &factory).await;
         let caller = Caller::open(&front, ALICE).await;
-        for lines in [ALICE, BOB, ALICE] {
+        for user in ["alice", "bob", "alice"] {
             // It says that anybody may keep it for an hour.
-            let list = caller.with(lines).ask("tools/list", json!({})).await;
-            assert_eq!(list["result"]["tools"][0]["name"], lines[0].1, "{kind:?}");
+            let caller = caller.with([("x-user", user)]);
+            let list = caller.ask("tools/list", json!({})).await;
+            assert_eq!(list["result"]["tools"][0]["name"], user, "{kind:?}");
         }
-        let tokens = server.of("tools/list");
-        let tokens: Vec<_> = tokens.iter().map(|seen| seen.token().unwrap()).collect();
-        assert_eq!(tokens, ["Bearer alice", "Bearer bob", "Bearer alice"]);
+        let lists = server.of("tools/list");
+        let users: Vec<_> = lists.iter().map(|seen| seen.header("x-user")).collect();
+        assert_eq!(users, [Some("alice"), Some("bob"), Some("alice")]);
         if kind == Kind::Sessions {
             assert_eq!(server.of("initialize").len(), 1);
         }

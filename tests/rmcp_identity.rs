@@ -13,7 +13,7 @@ mod support;
 
 use std::sync::Arc;
 
-use mcp::{Caller, Front, KINDS, Kind, Server, bearer};
+use mcp::{Caller, Front, KINDS, Kind, Server, bearer, builder};
 use mcp_forward::rmcp::Factory;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -64,7 +64,7 @@ async fn storm(kind: Kind, factory: Factory, calls: usize) {
 }
 
 fn pooled() -> Factory {
-    Factory::builder().max_connections(1_000).build().unwrap()
+    builder().max_connections(1_000).build().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,14 +90,14 @@ async fn every_call_is_its_callers_on_2026_07_28() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_call_is_its_callers_where_nothing_is_kept() {
     for kind in KINDS {
-        storm(kind, Factory::builder().fresh().build().unwrap(), 2).await;
+        storm(kind, builder().fresh().build().unwrap(), 2).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_call_is_its_callers_while_connections_are_closed_for_others() {
     for kind in KINDS {
-        let small = Factory::builder().max_connections(5).build().unwrap();
+        let small = builder().max_connections(5).build().unwrap();
         storm(kind, small, 4).await;
     }
 }

@@ -3,7 +3,7 @@
 //! No text of the transport's or of an upstream's answer is in it, since either may quote what was
 //! sent; the upstream's own JSON-RPC error is there as data.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use http::StatusCode;
 use rmcp::{
@@ -24,7 +24,7 @@ use crate::{
 const LEFT_BEHIND: &str = "streamable HTTP session was re-initialized before the response arrived";
 
 /// Why there is no client, or no result.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[error(transparent)]
 pub struct Error(#[from] Arc<Inner>);
 
@@ -179,6 +179,16 @@ impl Error {
             Inner::Answered { .. } => false,
             Inner::Failed { kind, .. } => *kind == ErrorKind::Lost,
         }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the upstream's own words, which may quote the caller's.
+        f.debug_struct("Error")
+            .field("kind", &self.kind())
+            .field("message", &self.to_string())
+            .finish_non_exhaustive()
     }
 }
 

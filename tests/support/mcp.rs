@@ -28,7 +28,7 @@ use hyper_util::{
 };
 use mcp_forward::{
     CaptureLayer, ClientFactory, Inbound, Rule, Upstream, UpstreamBuilder,
-    rmcp::{Client, ContextExt, Error, Factory},
+    rmcp::{Client, ContextExt, Error, Factory, FactoryBuilder},
 };
 use rmcp::{
     ErrorData, RoleServer, ServerHandler,
@@ -448,12 +448,12 @@ impl ServerHandler for Handler {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        let token = lines(&context)["authorization"][0]
-            .as_str()
-            .map(str::to_owned);
+        let user = lines(&context)["x-user"][0].as_str().map(str::to_owned);
         let first = request.is_none_or(|page| page.cursor.is_none());
         let mut list = match first {
-            true => json!({ "tools": [tool(&token.unwrap_or_default())], "nextCursor": "2" }),
+            true => {
+                json!({ "tools": [tool(&user.unwrap_or("nobody".to_owned()))], "nextCursor": "2" })
+            }
             false => json!({ "tools": [annotated()] }),
         };
         // It may be kept for an hour, by everybody.
@@ -483,7 +483,12 @@ impl ServerHandler for Handler {
                     () = context.ct.cancelled() => "cancelled",
                 };
                 self.shared.tell(ended);
-                Ok(text(&lines(&context)))
+                let released = ended == "released";
+                Ok(text(&if released {
+                    lines(&context)
+                } else {
+                    Value::Null
+                }))
             }
             "ask" => Ok(text(&ask(context.peer, arguments["request"].clone()).await)),
             "ask_later" => {
@@ -500,7 +505,8 @@ impl ServerHandler for Handler {
                 let text = arguments["text"].as_str().unwrap().to_owned();
                 Err(ErrorData::invalid_params(text, Some(arguments)))
             }
-            _ => Ok(text(&lines(&context))),
+            "whoami" => Ok(text(&lines(&context))),
+            _ => Ok(text(&Value::Null)),
         }
     }
 }
@@ -751,4 +757,14 @@ pub async fn hold(server: &Server, client: Client) -> JoinHandle<Result<CallTool
     let held = tokio::spawn(async move { client.call_tool(call("hold", json!({}))).await });
     server.wait("call", |it| holding(it) > before).await;
     held
+}
+
+/// A builder that does not load the system's certificates, which takes longer than most tests.
+pub fn builder() -> FactoryBuilder {
+    let http = reqwest::Client::builder().no_proxy();
+    Factory::builder().http(http.tls_certs_only([]))
+}
+
+pub fn factory() -> Factory {
+    builder().build().unwrap()
 }
