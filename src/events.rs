@@ -104,6 +104,15 @@ pub(crate) fn late(upstream: &Upstream) {
     );
 }
 
+/// A list goes out without what this upstream would have listed.
+pub(crate) fn left_out(upstream: &Upstream) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        upstream = upstream.name(),
+        "failed; left out of what several upstreams answer"
+    );
+}
+
 /// Where a redirect leads, without its path and query.
 #[cfg(feature = "tracing")]
 fn origin(location: &HeaderValue) -> Option<String> {

@@ -50,10 +50,14 @@ mod connection;
 mod context;
 mod error;
 mod factory;
+mod page;
 mod pool;
+mod proxy;
+mod reach;
 mod wire;
 
 pub use client::Client;
 pub use context::ContextExt;
 pub use error::{Error, ErrorKind};
 pub use factory::{Factory, FactoryBuilder};
+pub use proxy::Proxy;
