@@ -13,8 +13,8 @@ use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use mcp_forward::{
-    BuildError, CaptureLayer, Mistake, MistakeKind, OnConflict, OriginGuardLayer, Relay, Rule,
-    Upstream,
+    BuildError, CaptureLayer, Challenge, Mistake, MistakeKind, OnConflict, OriginGuardLayer,
+    ProbeLayer, RefusalLayer, Relay, Rule, Upstream,
 };
 use tokio::{net::TcpListener, signal::ctrl_c};
 use tower::{BoxError, ServiceBuilder};
@@ -77,6 +77,21 @@ struct Args {
     /// Serve pages of this origin, in place of those of the allowed hosts
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
+    /// This proxy's own OAuth metadata (RFC 9728), which callers are pointed to when the upstream wants
+    /// another token
+    #[arg(long, value_name = "URL")]
+    resource_metadata: Option<String>,
+    /// What callers are told then: `rewrite` names --resource-metadata, and is the default with it;
+    /// `relay` passes the upstream's own challenge on; `omit`, the default without it, says no more
+    /// than that the token is not valid
+    #[arg(long, value_name = "CHALLENGE", value_parser = ["rewrite", "relay", "omit"])]
+    challenge: Option<String>,
+    /// Ask the upstream whether it takes the caller's credential before a call is sent
+    #[arg(long)]
+    probe: bool,
+    /// With --probe: answer 502 where the upstream does not say
+    #[arg(long)]
+    fail_closed: bool,
     /// What has no flag: read here, so that no message of clap's shows what may be half a value.
     #[arg(hide = true)]
     stray: Vec<String>,
@@ -87,6 +102,9 @@ struct Config {
     upstream: Upstream,
     capture: CaptureLayer,
     guard: OriginGuardLayer,
+    challenge: Challenge,
+    probe: bool,
+    fail_closed: bool,
 }
 
 impl Args {
@@ -134,13 +152,40 @@ impl Args {
             &mut mistakes,
         );
         let guard = built(guard.build(), &mut mistakes);
-        match (upstream, capture, guard) {
-            (Some(upstream), Some(capture), Some(guard)) if mistakes.is_empty() => Ok(Config {
-                upstream,
-                capture,
-                guard,
-            }),
+        let challenge = self.challenge(&mut mistakes);
+        if self.fail_closed && !self.probe {
+            mistakes.push("--fail-closed: there is no --probe".to_owned());
+        }
+        match (upstream, capture, guard, challenge) {
+            (Some(upstream), Some(capture), Some(guard), Some(challenge))
+                if mistakes.is_empty() =>
+            {
+                Ok(Config {
+                    upstream,
+                    capture,
+                    guard,
+                    challenge,
+                    probe: self.probe,
+                    fail_closed: self.fail_closed,
+                })
+            }
             _ => Err(mistakes),
+        }
+    }
+
+    fn challenge(&self, mistakes: &mut Vec<String>) -> Option<Challenge> {
+        match (self.challenge.as_deref(), &self.resource_metadata) {
+            (None | Some("rewrite"), Some(url)) => built(Challenge::rewrite(url), mistakes),
+            (None | Some("omit"), None) => Some(Challenge::omit()),
+            (Some("relay"), None) => Some(Challenge::relay()),
+            (Some("rewrite"), None) => {
+                mistakes.push("--challenge rewrite: there is no --resource-metadata".to_owned());
+                None
+            }
+            _ => {
+                mistakes.push("--resource-metadata: --challenge does not use it".to_owned());
+                None
+            }
         }
     }
 
@@ -263,11 +308,20 @@ where
     let trace = TraceLayer::new_for_http().make_span_with(|request: &Request<Body>| {
         tracing::debug_span!("request", method = %request.method(), path = request.uri().path())
     });
+    // Without --probe it has nobody to ask.
+    let target = config.probe.then(|| config.upstream.clone());
+    let probe = ProbeLayer::new(client.clone(), move |_| target.clone());
+    let mut probe = probe.challenge(config.challenge.clone());
+    if config.fail_closed {
+        probe = probe.fail_closed();
+    }
     // Outermost first. The relay has its origin guard inside.
     let service = ServiceBuilder::new()
         .layer(SetSensitiveRequestHeadersLayer::new(sensitive))
         .layer(trace)
         .layer(config.capture)
+        .layer(probe)
+        .layer(RefusalLayer::new().challenge(config.challenge))
         .service(Relay::new(&config.upstream, client).origin_guard(config.guard));
     let app = axum::Router::new().route_service("/mcp", service);
     let listener = TcpListener::bind(listen).await;

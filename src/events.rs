@@ -9,7 +9,12 @@
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use crate::{carry::Inbound, error::OutboundError, reply::Rejection, rules::Upstream};
+use crate::{
+    carry::{Inbound, Refusal},
+    error::OutboundError,
+    reply::Rejection,
+    rules::Upstream,
+};
 
 /// What a request said, of what the rules read.
 pub(crate) fn captured(inbound: &Inbound) {
@@ -111,6 +116,25 @@ pub(crate) fn left_out(upstream: &Upstream) {
         upstream = upstream.name(),
         "failed; left out of what several upstreams answer"
     );
+}
+
+/// The caller is told of a refusal; where they cannot help it, it is the operator's matter.
+pub(crate) fn refused(refusal: &Refusal, how: &'static str) {
+    #[cfg(feature = "tracing")]
+    {
+        let (upstream, status) = (refusal.upstream(), refusal.status().as_u16());
+        if refusal.is_callers() {
+            tracing::debug!(upstream, status, whose = "caller", how, "refused");
+        } else {
+            tracing::warn!(upstream, status, whose = "operator", how, "refused");
+        }
+    }
+}
+
+/// What a probe of the upstream has shown.
+pub(crate) fn probed(upstream: &Upstream, outcome: &'static str) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(upstream = upstream.name(), outcome, "probed");
 }
 
 /// Where a redirect leads, without its path and query.

@@ -35,6 +35,15 @@
 //! goes around any tower HTTP client. [`ClientFactory`] makes any MCP client; a closure is one, and
 //! [`rmcp::Factory`] is one for rmcp.
 //!
+//! # What comes back
+//!
+//! An MCP server sends `200 text/event-stream` before its handler knows what the upstream says, so an
+//! upstream's 401 arrives as an empty list. [`RefusalLayer`] waits with the head and tells the caller:
+//! 401 or 403 with a [`Challenge`] of this proxy's, 502 where the refused credential was the
+//! operator's. All three ways out report to it by themselves, other code by [`Inbound::report`];
+//! retries and fan-outs run in [`refusal::collect`]. [`ProbeLayer`] asks first, for a service that
+//! swallows refusals.
+//!
 //! # What is carried across what
 //!
 //! | boundary | carried | how |
@@ -58,7 +67,8 @@
 //! # Order of layers
 //!
 //! Outermost first: CORS, compression, `SetSensitiveRequestHeadersLayer`, trace, body time-out,
-//! [`OriginGuardLayer`], your authentication, [`CaptureLayer`], the service. [`ForwardLayer`] stands
+//! [`OriginGuardLayer`], your authentication, [`CaptureLayer`], [`ProbeLayer`], [`RefusalLayer`], the
+//! service. [`ForwardLayer`] stands
 //! on the client's side, below any redirect or retry layer. axum's `.layer` lines read inside out:
 //! the last one is the outermost.
 //!
@@ -66,16 +76,19 @@
 //! # use std::time::Duration;
 //! # use axum::Router;
 //! # use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-//! # use mcp_forward::{CaptureLayer, OriginGuardLayer, Relay, Upstream};
+//! # use mcp_forward::{CaptureLayer, OriginGuardLayer, ProbeLayer, RefusalLayer, Relay, Upstream};
 //! # use tower_http::{compression::CompressionLayer, cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
 //! # use tower_http::{sensitive_headers::SetSensitiveRequestHeadersLayer, trace::TraceLayer};
 //! # let up = Upstream::builder("up", "http://localhost:9000/mcp").build()?;
-//! # let relay = Relay::new(&up, Client::builder(TokioExecutor::new()).build_http());
+//! # let client = Client::builder(TokioExecutor::new()).build_http();
+//! # let (relay, target) = (Relay::new(&up, client.clone()), up.clone());
 //! # let authentication = tower::layer::util::Identity::new();
 //! let capture = CaptureLayer::for_upstreams([&up]).build()?;
 //! let sensitive = capture.names().to_vec();
 //! let app: Router = Router::new()
 //!     .route_service("/mcp", relay)
+//!     .layer(RefusalLayer::new())
+//!     .layer(ProbeLayer::new(client, move |_| [target.clone()]))
 //!     .layer(capture)
 //!     .layer(authentication)
 //!     .layer(OriginGuardLayer::loopback())
@@ -97,13 +110,14 @@
 //! # use bytes::Bytes;
 //! # use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 //! # use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-//! # use mcp_forward::{CaptureLayer, OriginGuardLayer, Relay, Upstream};
+//! # use mcp_forward::{CaptureLayer, OriginGuardLayer, ProbeLayer, RefusalLayer, Relay, Upstream};
 //! # use tower::{BoxError, ServiceBuilder};
 //! # use tower_http::{compression::CompressionLayer, cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
 //! # use tower_http::{map_request_body::MapRequestBodyLayer, map_response_body::MapResponseBodyLayer};
 //! # use tower_http::{sensitive_headers::SetSensitiveRequestHeadersLayer, trace::TraceLayer};
 //! # let up = Upstream::builder("up", "http://localhost:9000/mcp").build()?;
-//! # let relay = Relay::new(&up, Client::builder(TokioExecutor::new()).build_http());
+//! # let client = Client::builder(TokioExecutor::new()).build_http();
+//! # let (relay, target) = (Relay::new(&up, client.clone()), up.clone());
 //! # let authentication = tower::layer::util::Identity::new();
 //! # let capture = CaptureLayer::for_upstreams([&up]).build()?;
 //! # let sensitive = capture.names().to_vec();
@@ -126,6 +140,8 @@
 //!     .layer(authentication)
 //!     .layer(capture)
 //!     .layer(MapRequestBodyLayer::new(boxed))
+//!     .layer(ProbeLayer::new(client, move |_| [target.clone()]))
+//!     .layer(RefusalLayer::new())
 //!     .service(relay);
 //! # async fn serve<S: tower::Service<http::Request<hyper::body::Incoming>>>(_: S) {}
 //! # let _ = serve(service);
@@ -152,6 +168,7 @@ mod error;
 mod events;
 pub mod inbound;
 pub mod outbound;
+pub mod refusal;
 pub mod reply;
 #[cfg(feature = "rmcp")]
 pub mod rmcp;
@@ -171,6 +188,7 @@ pub use outbound::{
     forward::ForwardLayer,
     relay::Relay,
 };
+pub use refusal::{challenge::Challenge, hold::RefusalLayer, probe::ProbeLayer};
 pub use rules::{OnConflict, Rule, Upstream, UpstreamBuilder};
 
 #[cfg(doctest)]

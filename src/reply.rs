@@ -91,7 +91,7 @@ where
 pub(crate) struct Rejection {
     status: StatusCode,
     message: Cow<'static, str>,
-    header: Option<(HeaderName, HeaderValue)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl fmt::Display for Rejection {
@@ -105,7 +105,7 @@ impl Rejection {
         Self {
             status,
             message: Cow::Borrowed(message),
-            header: None,
+            headers: Vec::new(),
         }
     }
 
@@ -113,16 +113,14 @@ impl Rejection {
         Self {
             status,
             message: Cow::Owned(message),
-            header: None,
+            headers: Vec::new(),
         }
     }
 
-    /// With one header more.
-    pub(crate) fn with(self, name: HeaderName, value: &'static str) -> Self {
-        Self {
-            header: Some((name, HeaderValue::from_static(value))),
-            ..self
-        }
+    /// With one header line more.
+    pub(crate) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
     }
 
     pub(crate) fn response<B>(&self) -> Response<Body<B>> {
@@ -138,8 +136,8 @@ impl Rejection {
         *response.status_mut() = self.status;
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(CONTENT_TYPE, json);
-        if let Some((name, value)) = &self.header {
-            response.headers_mut().insert(name.clone(), value.clone());
+        for (name, value) in &self.headers {
+            response.headers_mut().append(name.clone(), value.clone());
         }
         response
     }

@@ -19,8 +19,8 @@ use futures_core::Stream;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-pub(crate) use refusal::Fault;
 pub use refusal::Refusal;
+pub(crate) use refusal::{Fault, Refused, Relayed, Slot};
 pub use snapshot::Inbound;
 pub(crate) use snapshot::{Entry, SessionKey, compact};
 

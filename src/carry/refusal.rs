@@ -4,9 +4,10 @@
 //! It may not know who reports into the slot, nor who reads it.
 
 use std::{
-    fmt,
+    error::Error,
+    fmt, iter,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Waker,
+    task::{Context, Waker},
 };
 
 use http::{HeaderMap, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
@@ -61,6 +62,23 @@ impl Refusal {
             fault,
             challenges: lines.take(MAX_CHALLENGES).map(compact).collect(),
         })
+    }
+
+    /// A caller's credential that the upstream's rules require did not come: as a 401 of the
+    /// upstream's without a challenge, to which nothing was sent.
+    pub(crate) fn missing(upstream: &str) -> Self {
+        Self {
+            upstream: upstream.into(),
+            status: StatusCode::UNAUTHORIZED,
+            fault: Fault::Caller,
+            challenges: Arc::default(),
+        }
+    }
+
+    /// The refusal that `error` is, or that caused it.
+    pub(crate) fn behind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        let mut chain = iter::successors(Some(error), |&error| error.source());
+        chain.find_map(|error| error.downcast_ref())
     }
 
     /// The name of the upstream.
@@ -134,7 +152,43 @@ impl Slot {
         }
     }
 
+    /// Whether something was reported; else the task is woken when that happens.
+    pub(crate) fn poll_reported(&self, cx: &Context<'_>) -> bool {
+        let mut state = self.state();
+        match &mut state.reader {
+            Some(reader) => reader.clone_from(cx.waker()),
+            reader => *reader = Some(cx.waker().clone()),
+        }
+        !state.reports.is_empty()
+    }
+
+    /// Closes it, unless something was reported.
+    pub(crate) fn close_if_silent(&self) -> bool {
+        let mut state = self.state();
+        state.closed = state.reports.is_empty();
+        state.closed
+    }
+
+    /// What was reported, in its order; nothing is heard any more.
+    pub(crate) fn close(&self) -> Vec<Refusal> {
+        let mut state = self.state();
+        state.closed = true;
+        state.reader = None;
+        std::mem::take(&mut state.reports)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// In a response's extensions: its head is an upstream's own, so that nobody has to wait for what the
+/// upstream will say.
+#[derive(Clone, Debug)]
+pub(crate) struct Relayed {
+    pub(crate) refusal: Option<Refusal>,
+}
+
+/// In a response's extensions: the caller is told of a refusal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused;

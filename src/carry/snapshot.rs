@@ -245,6 +245,18 @@ impl Inbound {
         }
     }
 
+    /// The same caller, who is answered elsewhere.
+    pub(crate) fn answered_in(&self, slot: Slot) -> Self {
+        Self {
+            slot: Some(slot),
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn slot(&self) -> Option<&Slot> {
+        self.slot.as_ref()
+    }
+
     pub(crate) fn session(&self) -> Option<&SessionKey> {
         self.session.as_ref()
     }

@@ -8,7 +8,7 @@ use tower::BoxError;
 
 use super::Outbound;
 use crate::{
-    carry::{Inbound, WithInbound},
+    carry::{Inbound, Refusal, WithInbound},
     error::ConnectError,
     rules::Upstream,
 };
@@ -43,6 +43,9 @@ pub trait ClientFactory: Send + Sync {
     type Error: Into<BoxError>;
 
     /// Makes a client that sends `outbound`'s headers, and only to `outbound`'s upstream.
+    ///
+    /// An error that is a [`Refusal`](crate::Refusal), or has one among its sources, is
+    /// [reported](Inbound::report) by `connect` and `connect_for`; make it by [`Outbound::refusal`].
     ///
     /// A client that is kept belongs to this exact `Outbound`, which can be its key. While this runs,
     /// the caller's inbound is the [current](Inbound::current) one.
@@ -90,8 +93,14 @@ fn create<'a, F: ClientFactory + ?Sized>(
         async move {
             let outbound = outbound.map_err(ConnectError::outbound)?;
             let upstream = outbound.upstream().clone();
-            let client = factory.create(outbound).await;
-            client.map_err(|error| ConnectError::create(upstream.name(), error.into()))
+            factory.create(outbound).await.map_err(|error| {
+                let error = error.into();
+                let inbound = Inbound::current();
+                if let (Some(inbound), Some(refusal)) = (inbound, Refusal::behind(&*error)) {
+                    inbound.report(refusal.clone());
+                }
+                ConnectError::create(upstream.name(), error)
+            })
         },
         inbound,
     )

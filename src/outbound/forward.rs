@@ -12,7 +12,7 @@ use http::{HeaderValue, Request, Response, Uri, header::LOCATION};
 use pin_project_lite::pin_project;
 use tower::{BoxError, Layer, Service};
 
-use super::merge_into;
+use super::{Merged, merge_into};
 use crate::{
     carry::Inbound,
     error::{OutboundError, OutboundErrorKind},
@@ -49,6 +49,9 @@ use crate::{
 /// [current](Inbound::current) one. A worker that sends requests of many callers is nobody's: start
 /// it by a plain spawn, and send each with `.with_inbound(Inbound::of(…))` its message.
 ///
+/// An answer of 401 or 403 is [reported](Inbound::report) to whoever answers the caller, see
+/// [`RefusalLayer`](crate::RefusalLayer), and so is a required credential that did not come.
+///
 /// # Redirects
 ///
 /// Put it **below** any redirect or retry layer, nearest to the wire. It takes `location` out of a
@@ -69,6 +72,22 @@ use crate::{
 #[must_use = "a layer works once it is put around a service"]
 pub struct ForwardLayer {
     scope: Scope,
+}
+
+/// A request to the upstream, until its answer.
+struct Sent {
+    scope: Scope,
+    uri: Uri,
+    merged: Merged,
+}
+
+impl Sent {
+    fn answered<R>(&self, response: &mut Response<R>) {
+        let upstream = &self.scope.upstream;
+        self.merged
+            .report(upstream, response.status(), response.headers());
+        self.scope.remove_location(response, &self.uri);
+    }
 }
 
 /// Which requests are for the upstream.
@@ -132,10 +151,14 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let uri = request.uri().clone();
         let state = match self.scope.inject(&mut request) {
-            Err(error) => State::Refused { error: Some(error) },
-            Ok(injected) => State::Inner {
+            Err(error) => State::NotMerged { error: Some(error) },
+            Ok(merged) => State::Inner {
                 future: self.inner.call(request),
-                from: injected.then(|| (self.scope.clone(), uri)),
+                sent: merged.map(|merged| Sent {
+                    scope: self.scope.clone(),
+                    uri,
+                    merged,
+                }),
             },
         };
         ForwardFuture { state }
@@ -143,18 +166,17 @@ where
 }
 
 impl Scope {
-    /// Whether the request was one for the upstream, and so has the merged headers now.
-    fn inject<B>(&self, request: &mut Request<B>) -> Result<bool, OutboundError> {
+    /// Puts the merged headers into the request, if it is one for the upstream.
+    fn inject<B>(&self, request: &mut Request<B>) -> Result<Option<Merged>, OutboundError> {
         if request.uri().scheme().is_none() || request.uri().authority().is_none() {
             let kind = OutboundErrorKind::NotAbsolute;
             return Err(OutboundError::new(kind, self.upstream.name(), None));
         }
         if !self.holds(request.uri()) {
-            return Ok(false);
+            return Ok(None);
         }
         let inbound = Inbound::attached(request.extensions()).or_else(Inbound::current);
-        merge_into(&self.upstream, inbound.as_ref(), request.headers_mut())?;
-        Ok(true)
+        merge_into(&self.upstream, inbound.as_ref(), request.headers_mut()).map(Some)
     }
 
     fn holds(&self, uri: &Uri) -> bool {
@@ -236,8 +258,8 @@ impl<F> fmt::Debug for ForwardFuture<F> {
 pin_project! {
     #[project = StateProj]
     enum State<F> {
-        Inner { #[pin] future: F, from: Option<(Scope, Uri)> },
-        Refused { error: Option<OutboundError> },
+        Inner { #[pin] future: F, sent: Option<Sent> },
+        NotMerged { error: Option<OutboundError> },
     }
 }
 
@@ -250,14 +272,14 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Inner { future, from } => {
+            StateProj::Inner { future, sent } => {
                 let mut response = ready!(future.poll(cx)).map_err(Into::into)?;
-                if let Some((scope, uri)) = from {
-                    scope.remove_location(&mut response, uri);
+                if let Some(sent) = sent {
+                    sent.answered(&mut response);
                 }
                 Poll::Ready(Ok(response))
             }
-            StateProj::Refused { error } => match error.take() {
+            StateProj::NotMerged { error } => match error.take() {
                 Some(error) => Poll::Ready(Err(error.into())),
                 None => Poll::Pending,
             },

@@ -25,7 +25,7 @@ pub use forward::{Forward, ForwardFuture, RemovedLocation};
 pub use relay::RelayFuture;
 
 use crate::{
-    carry::{Fault, Inbound, Refusal, SessionKey, compact},
+    carry::{Fault, Inbound, Refusal, SessionKey, Slot, compact},
     error::{OutboundError, OutboundErrorKind as Kind},
     events,
     rules::{CompiledRule, Line, OnConflict, Provenance, Upstream},
@@ -64,10 +64,14 @@ impl Outbound {
         upstream: &Upstream,
         inbound: Option<&Inbound>,
     ) -> Result<Self, OutboundError> {
-        Self::try_merge(upstream, inbound).inspect_err(events::not_merged)
+        Self::try_merge(upstream, inbound).inspect_err(|error| not_merged(upstream, inbound, error))
     }
 
-    fn try_merge(upstream: &Upstream, inbound: Option<&Inbound>) -> Result<Self, OutboundError> {
+    /// As [`merge`](Self::merge), but nobody is told what went wrong.
+    pub(crate) fn try_merge(
+        upstream: &Upstream,
+        inbound: Option<&Inbound>,
+    ) -> Result<Self, OutboundError> {
         let inbound = known(upstream, inbound)?;
         let mut lines = Vec::new();
         for rule in upstream.rules() {
@@ -134,17 +138,25 @@ impl Outbound {
     /// static header stood in for it, whether or not the caller sent one; else the operator's.
     #[must_use]
     pub fn refusal(&self, status: StatusCode, headers: &HeaderMap) -> Option<Refusal> {
-        let is_static = |name: &HeaderName| {
-            let line = self.lines.iter().find(|line| line.name == *name);
-            line.is_some_and(|line| line.provenance == Provenance::Static)
-        };
-        let mut credentials = self.upstream.rules().iter().filter(|rule| rule.credential);
-        let fault = if credentials.any(|rule| !is_static(&rule.target)) {
+        let mut rules = self.upstream.rules().iter();
+        let fault = if rules.any(|rule| is_callers(&self.upstream, rule, self.has(rule))) {
             Fault::Caller
         } else {
             Fault::Operator
         };
         Refusal::new(self.upstream.name(), fault, status, headers)
+    }
+
+    /// Whether a credential of the caller's, or one attested for the caller, is in it.
+    pub(crate) fn has_credential(&self) -> bool {
+        let mut credentials = self.upstream.rules().iter().filter(|rule| rule.credential);
+        credentials.any(|rule| self.has(rule))
+    }
+
+    /// Whether `rule` has written a line.
+    fn has(&self, rule: &CompiledRule) -> bool {
+        let mut lines = self.lines.iter();
+        lines.any(|line| line.name == rule.target && line.provenance != Provenance::Static)
     }
 
     /// The headers as a map.
@@ -173,37 +185,98 @@ impl fmt::Debug for Outbound {
     }
 }
 
+/// What is kept of a merge until the upstream answers: whose fault a refusal would be, and where to
+/// report it.
+struct Merged {
+    fault: Fault,
+    slot: Option<Slot>,
+}
+
+impl Merged {
+    /// The refusal that an answer of `upstream` is, which is now reported.
+    fn report(
+        &self,
+        upstream: &Upstream,
+        status: StatusCode,
+        headers: &HeaderMap,
+    ) -> Option<Refusal> {
+        let refusal = Refusal::new(upstream.name(), self.fault, status, headers)?;
+        if let Some(slot) = &self.slot {
+            slot.report(refusal.clone());
+        }
+        Some(refusal)
+    }
+
+    /// Whether somebody waits for what the upstream says.
+    fn is_awaited(&self) -> bool {
+        self.slot.is_some()
+    }
+}
+
 /// Merges straight into the headers of a request that is on its way, as [`Outbound::apply`], but
 /// without a copy of a value. On an error the request must not be sent.
 fn merge_into(
     upstream: &Upstream,
     inbound: Option<&Inbound>,
     headers: &mut HeaderMap,
-) -> Result<(), OutboundError> {
-    try_merge_into(upstream, inbound, headers).inspect_err(events::not_merged)?;
+) -> Result<Merged, OutboundError> {
+    let merged = try_merge_into(upstream, inbound, headers);
+    let merged = merged.inspect_err(|error| not_merged(upstream, inbound, error))?;
     let governed = headers.keys().filter(|name| upstream.governs(name));
     events::injected(upstream, governed);
-    Ok(())
+    Ok(merged)
 }
 
 fn try_merge_into(
     upstream: &Upstream,
     inbound: Option<&Inbound>,
     headers: &mut HeaderMap,
-) -> Result<(), OutboundError> {
+) -> Result<Merged, OutboundError> {
     let inbound = known(upstream, inbound)?;
     clear(upstream, headers)?;
+    let mut fault = Fault::Operator;
     for rule in upstream.rules() {
+        let mut wrote = false;
         resolve(upstream, rule, inbound, |value, _| {
             headers.append(rule.target.clone(), value);
+            wrote = true;
         })?;
+        if is_callers(upstream, rule, wrote) {
+            fault = Fault::Caller;
+        }
     }
     for line in upstream.lines().iter() {
         if !headers.contains_key(&line.name) {
             headers.insert(line.name.clone(), line.value.clone());
         }
     }
-    Ok(())
+    Ok(Merged {
+        fault,
+        slot: inbound.slot().cloned(),
+    })
+}
+
+/// Whether a refusal would be the caller's to mend: what `rule` wrote, or would have written, is a
+/// credential, and no static header stood in for it.
+fn is_callers(upstream: &Upstream, rule: &CompiledRule, wrote: bool) -> bool {
+    rule.credential && (wrote || !upstream.is_static(&rule.target))
+}
+
+/// Tells the log; and the caller, if it was their credential that did not come.
+fn not_merged(upstream: &Upstream, inbound: Option<&Inbound>, error: &OutboundError) {
+    events::not_merged(error);
+    if let (Some(inbound), Some(refusal)) = (inbound, missing(upstream, error)) {
+        inbound.report(refusal);
+    }
+}
+
+/// The refusal to expect of an upstream that was not asked, because the caller's credential is
+/// missing.
+fn missing(upstream: &Upstream, error: &OutboundError) -> Option<Refusal> {
+    let is_credential =
+        |rule: &CompiledRule| rule.credential && Some(&rule.source) == error.header();
+    let is_missing = error.kind() == Kind::Missing && upstream.rules().iter().any(is_credential);
+    is_missing.then(|| Refusal::missing(upstream.name()))
 }
 
 /// Removes what stands under the upstream's names, and makes room for what will.
@@ -251,7 +324,7 @@ fn resolve(
         .entries(&rule.source)
         .filter(|_| admitted)
         .peekable();
-    let is_static = || upstream.lines().iter().any(|line| line.name == rule.target);
+    let is_static = || upstream.is_static(&rule.target);
     if lines.peek().is_none() {
         return if rule.required {
             Err(error(Kind::Missing))
@@ -338,21 +411,51 @@ fn is_token68(bytes: &[u8]) -> bool {
 }
 
 pin_project! {
-    /// A body without its trailers, which belong to one hop: RFC 9110 section 6.5.1.
-    #[derive(Debug, Default)]
+    /// A body without its trailers, which belong to one hop (RFC 9110 section 6.5.1); or the body of a
+    /// request of this crate's own.
+    #[derive(Debug)]
     pub struct Body<B> {
         #[pin]
-        inner: B,
+        kind: BodyKind<B>,
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    #[project = BodyKindProj]
+    enum BodyKind<B> {
+        Inner { #[pin] body: B },
+        Own { bytes: Option<Bytes> },
     }
 }
 
 impl<B> Body<B> {
-    fn new(inner: B) -> Self {
-        Self { inner }
+    fn new(body: B) -> Self {
+        Self {
+            kind: BodyKind::Inner { body },
+        }
+    }
+
+    pub(crate) fn own(bytes: Bytes) -> Self {
+        Self {
+            kind: BodyKind::Own {
+                bytes: Some(bytes).filter(|bytes| !bytes.is_empty()),
+            },
+        }
     }
 }
 
-impl<B: HttpBody> HttpBody for Body<B> {
+impl<B: Default> Default for Body<B> {
+    fn default() -> Self {
+        Self::new(B::default())
+    }
+}
+
+impl<B> HttpBody for Body<B>
+where
+    B: HttpBody,
+    B::Data: From<Bytes>,
+{
     type Data = B::Data;
     type Error = B::Error;
 
@@ -360,20 +463,32 @@ impl<B: HttpBody> HttpBody for Body<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let mut inner = self.project().inner;
-        loop {
-            match ready!(inner.as_mut().poll_frame(cx)) {
-                Some(Ok(frame)) if !frame.is_data() => {}
-                other => return Poll::Ready(other),
+        match self.project().kind.project() {
+            BodyKindProj::Inner { mut body } => loop {
+                match ready!(body.as_mut().poll_frame(cx)) {
+                    Some(Ok(frame)) if !frame.is_data() => {}
+                    other => return Poll::Ready(other),
+                }
+            },
+            BodyKindProj::Own { bytes } => {
+                Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes.into()))))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match &self.kind {
+            BodyKind::Inner { body } => body.is_end_stream(),
+            BodyKind::Own { bytes } => bytes.is_none(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match &self.kind {
+            BodyKind::Inner { body } => body.size_hint(),
+            BodyKind::Own { bytes } => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
+        }
     }
 }

@@ -11,16 +11,16 @@ use std::{
 };
 
 use http::{
-    HeaderMap, HeaderName, Method, Request, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
     header::{self, ALLOW, AUTHORIZATION, CONNECTION, LOCATION, WWW_AUTHENTICATE},
 };
 use pin_project_lite::pin_project;
 use tokio::time::Timeout;
 use tower::{BoxError, Service, util::Oneshot};
 
-use super::{Body, merge_into};
+use super::{Body, Merged, merge_into, missing};
 use crate::{
-    carry::Inbound,
+    carry::{Inbound, Refusal, Refused, Relayed},
     error::{OutboundError, OutboundErrorKind},
     events,
     inbound::origin::OriginGuardLayer,
@@ -111,9 +111,10 @@ static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-"]
 /// | 502 | the upstream cannot be reached, or answered 1xx, 3xx or 407 |
 /// | 504 | no head of an answer came in time |
 ///
-/// An upstream's 401 and 403 pass as they are, with the upstream's challenge: its
-/// `resource_metadata` names the upstream, and a client that follows it asks for a token for the
-/// upstream, not for this proxy.
+/// Put [`RefusalLayer`](crate::RefusalLayer) between it and `CaptureLayer`: an upstream's 401 or 403
+/// then reaches the caller with a challenge of this proxy's. Without it they pass as they are, with the
+/// upstream's challenge: its `resource_metadata` names the upstream, and a client that follows it asks
+/// for a token for the upstream, not for this proxy.
 #[derive(Clone)]
 pub struct Relay<C> {
     upstream: Upstream,
@@ -156,24 +157,28 @@ impl<C> Relay<C> {
     }
 
     /// The request to the upstream; or why there is none.
-    fn outbound<B>(&self, request: Request<B>) -> Result<Request<Body<B>>, Rejection> {
+    fn outbound<B>(&self, request: Request<B>) -> Result<(Request<Body<B>>, Merged), Unsent> {
         self.guard.check(&request)?;
         let (inbound, body) = request.into_parts();
         if ![Method::POST, Method::GET, Method::DELETE].contains(&inbound.method) {
             let status = StatusCode::METHOD_NOT_ALLOWED;
             let rejection = Rejection::fixed(status, "use POST, GET or DELETE");
-            return Err(rejection.with(ALLOW, "POST, GET, DELETE"));
+            let allowed = HeaderValue::from_static("POST, GET, DELETE");
+            return Err(rejection.with(ALLOW, allowed).into());
         }
         let mut headers = transport(&inbound.method, &inbound.headers)?;
         let caller = Inbound::attached(&inbound.extensions).or_else(Inbound::current);
-        merge_into(&self.upstream, caller.as_ref(), &mut headers)
-            .map_err(|error| reject(&error))?;
+        let merged = merge_into(&self.upstream, caller.as_ref(), &mut headers);
+        let merged = merged.map_err(|error| Unsent {
+            rejection: reject(&error),
+            refusal: missing(&self.upstream, &error),
+        })?;
 
         let mut outbound = Request::new(Body::new(body));
         *outbound.method_mut() = inbound.method;
         *outbound.uri_mut() = self.upstream.url().clone();
         *outbound.headers_mut() = headers;
-        Ok(outbound)
+        Ok((outbound, merged))
     }
 }
 
@@ -184,6 +189,22 @@ impl<C> fmt::Debug for Relay<C> {
             .field("guard", &self.guard)
             .field("head_timeout", &self.head_timeout)
             .finish_non_exhaustive()
+    }
+}
+
+/// Why nothing was sent.
+struct Unsent {
+    rejection: Rejection,
+    /// What the upstream would have said, as far as that is known.
+    refusal: Option<Refusal>,
+}
+
+impl From<Rejection> for Unsent {
+    fn from(rejection: Rejection) -> Self {
+        Self {
+            rejection,
+            refusal: None,
+        }
     }
 }
 
@@ -224,7 +245,8 @@ fn reject(error: &OutboundError) -> Rejection {
     };
     let rejection = Rejection::new(status, error.to_string());
     if status == StatusCode::UNAUTHORIZED {
-        rejection.with(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"")
+        let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+        rejection.with(WWW_AUTHENTICATE, challenge)
     } else {
         rejection
     }
@@ -247,16 +269,17 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         RelayFuture {
             state: match self.outbound(request) {
-                Ok(request) => {
+                Ok((request, merged)) => {
                     let exchange = Oneshot::new(self.client.clone(), request);
                     State::Sent {
                         exchange: tokio::time::timeout(self.head_timeout, exchange),
                         upstream: self.upstream.clone(),
+                        merged,
                     }
                 }
-                Err(rejection) => {
-                    events::rejected("relay", &rejection);
-                    State::Rejected { rejection }
+                Err(unsent) => {
+                    events::rejected("relay", &unsent.rejection);
+                    State::Unsent { unsent }
                 }
             },
         }
@@ -280,8 +303,13 @@ pin_project! {
     where
         C: Service<Request<Body<B>>>,
     {
-        Sent { #[pin] exchange: Timeout<Oneshot<C, Request<Body<B>>>>, upstream: Upstream },
-        Rejected { rejection: Rejection },
+        Sent {
+            #[pin]
+            exchange: Timeout<Oneshot<C, Request<Body<B>>>>,
+            upstream: Upstream,
+            merged: Merged,
+        },
+        Unsent { unsent: Unsent },
     }
 }
 
@@ -303,10 +331,14 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Sent { exchange, upstream } => {
+            StateProj::Sent {
+                exchange,
+                upstream,
+                merged,
+            } => {
                 let outcome = ready!(exchange.poll(cx));
                 Poll::Ready(Ok(match outcome {
-                    Ok(Ok(response)) => answer(upstream, response),
+                    Ok(Ok(response)) => answer(upstream, merged, response),
                     Ok(Err(error)) => {
                         events::unreachable(upstream, &*error.into());
                         failed(StatusCode::BAD_GATEWAY, upstream, "cannot be reached")
@@ -321,9 +353,23 @@ where
                     }
                 }))
             }
-            StateProj::Rejected { rejection } => Poll::Ready(Ok(rejection.response())),
+            StateProj::Unsent { unsent } => {
+                let mut response = unsent.rejection.response();
+                if let Some(refusal) = unsent.refusal.take() {
+                    mark(&mut response, Some(refusal));
+                }
+                Poll::Ready(Ok(response))
+            }
         }
     }
+}
+
+/// Tells the layers outside whose head this is.
+fn mark<R>(response: &mut Response<R>, refusal: Option<Refusal>) {
+    if refusal.is_some() {
+        response.extensions_mut().insert(Refused);
+    }
+    response.extensions_mut().insert(Relayed { refusal });
 }
 
 /// Why there is no answer of the upstream's.
@@ -332,7 +378,11 @@ fn failed<R>(status: StatusCode, upstream: &Upstream, what: &str) -> Response<re
 }
 
 /// The upstream's answer, without what is not for the caller.
-fn answer<R>(upstream: &Upstream, response: Response<R>) -> Response<reply::Body<Body<R>>> {
+fn answer<R>(
+    upstream: &Upstream,
+    merged: &Merged,
+    response: Response<R>,
+) -> Response<reply::Body<Body<R>>> {
     let (mut head, body) = response.into_parts();
     if head.status.is_informational()
         || head.status.is_redirection()
@@ -344,10 +394,14 @@ fn answer<R>(upstream: &Upstream, response: Response<R>) -> Response<reply::Body
         return failed(StatusCode::BAD_GATEWAY, upstream, &what);
     }
     events::relayed(upstream, head.status);
+    let refusal = merged.report(upstream, head.status, &head.headers);
     remove_hop(&mut head.headers);
     let mut response = Response::new(reply::Body::inner(Body::new(body)));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
+    if refusal.is_some() || merged.is_awaited() {
+        mark(&mut response, refusal);
+    }
     response
 }
 

@@ -13,7 +13,10 @@ use rmcp::model::{
     ReadResourceRequest, ReadResourceRequestParams, ReadResourceResponse, ServerPeerInfo,
     ServerResult, SubscriptionFilter,
 };
-use rmcp::{RoleServer, service::{RequestContext, Subscription}};
+use rmcp::{
+    RoleServer,
+    service::{RequestContext, Subscription},
+};
 
 use super::{bridge::Caller, error::Error, pool::Lease};
 use crate::{carry::Inbound, outbound::Outbound};

@@ -2,12 +2,9 @@
 //!
 //! It may not know that there are several upstreams.
 
-use rmcp::{
-    model::{
-        Cursor, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
-        ListToolsResult, MetaObject, PaginatedRequestParams, Prompt, Resource, ResourceTemplate,
-        Tool,
-    },
+use rmcp::model::{
+    Cursor, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult,
+    MetaObject, PaginatedRequestParams, Prompt, Resource, ResourceTemplate, Tool,
 };
 
 use super::{client::Client, error::Error};
@@ -42,10 +39,7 @@ pub(super) trait Page: Default + Send {
 impl Page for ListToolsResult {
     type Item = Tool;
 
-    async fn ask(
-        client: &Client,
-        params: Option<PaginatedRequestParams>,
-    ) -> Result<Self, Error> {
+    async fn ask(client: &Client, params: Option<PaginatedRequestParams>) -> Result<Self, Error> {
         client.list_tools(params).await
     }
 
@@ -61,10 +55,7 @@ impl Page for ListToolsResult {
 impl Page for ListPromptsResult {
     type Item = Prompt;
 
-    async fn ask(
-        client: &Client,
-        params: Option<PaginatedRequestParams>,
-    ) -> Result<Self, Error> {
+    async fn ask(client: &Client, params: Option<PaginatedRequestParams>) -> Result<Self, Error> {
         client.list_prompts(params).await
     }
 
@@ -80,10 +71,7 @@ impl Page for ListPromptsResult {
 impl Page for ListResourcesResult {
     type Item = Resource;
 
-    async fn ask(
-        client: &Client,
-        params: Option<PaginatedRequestParams>,
-    ) -> Result<Self, Error> {
+    async fn ask(client: &Client, params: Option<PaginatedRequestParams>) -> Result<Self, Error> {
         client.list_resources(params).await
     }
 
@@ -99,15 +87,16 @@ impl Page for ListResourcesResult {
 impl Page for ListResourceTemplatesResult {
     type Item = ResourceTemplate;
 
-    async fn ask(
-        client: &Client,
-        params: Option<PaginatedRequestParams>,
-    ) -> Result<Self, Error> {
+    async fn ask(client: &Client, params: Option<PaginatedRequestParams>) -> Result<Self, Error> {
         client.list_resource_templates(params).await
     }
 
     fn parts(&mut self) -> Parts<'_, ResourceTemplate> {
-        (&mut self.resource_templates, &mut self.next_cursor, &mut self.meta)
+        (
+            &mut self.resource_templates,
+            &mut self.next_cursor,
+            &mut self.meta,
+        )
     }
 
     fn uri(item: &ResourceTemplate) -> Option<&str> {

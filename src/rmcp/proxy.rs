@@ -2,32 +2,32 @@
 //!
 //! Each message is served as its own caller. It keeps nothing that one caller was told for another;
 //! it may not know how several upstreams become one (`reach.rs`).
+#![expect(
+    deprecated,
+    reason = "rmcp deprecates what callers before 2026-07-28 still use"
+)]
 
 use std::{collections::BTreeSet, fmt, panic::AssertUnwindSafe, sync::Arc};
 
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, future::join_all};
 use rmcp::{
     ErrorData, RoleServer, ServerHandler,
     model::{
-        CallToolRequestParams, CallToolResponse, ClientRequest, CompleteRequestParams,
-        CompleteResult, CustomNotification, CustomRequest, CustomResult, ErrorCode,
-        GetPromptRequestParams, GetPromptResponse, Implementation, ListPromptsResult,
-        ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
-        ReadResourceRequestParams, ReadResourceResponse, Reference, RootsListChangedNotification,
-        ServerCapabilities, ServerConfig, ServerResult, SetLevelRequest, SetLevelRequestParams,
-        SubscribeRequest, SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequest,
-        UnsubscribeRequestParams,
+        CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult,
+        CustomRequest, CustomResult, ErrorCode, GetPromptRequestParams, GetPromptResponse,
+        Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
+        ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse,
+        Reference, RootsListChangedNotification, ServerCapabilities, ServerConfig, ServerResult,
+        SetLevelRequest, SetLevelRequestParams, SubscribeRequest, SubscribeRequestParams,
+        SubscriptionFilter, UnsubscribeRequest, UnsubscribeRequestParams,
     },
     service::{NotificationContext, RequestContext, SubscriptionContext},
 };
 
-use super::{
-    context::ContextExt,
-    factory::Factory,
-    reach::{Reach, resource_not_found},
-};
+use super::{context::ContextExt, factory::Factory, reach::Reach};
 use crate::{
     error::{BuildError, Mistake, MistakeKind},
+    outbound::client::ClientFactory,
     rules::Upstream,
 };
 
@@ -225,6 +225,12 @@ impl ServerHandler for Proxy {
                     prompt.name = name.to_owned();
                     upstream
                 }
+                _ => {
+                    return Err(ErrorData::invalid_params(
+                        "`ref` is of an unknown type",
+                        None,
+                    ));
+                }
             };
             request.meta = None;
             Ok(reach.client(upstream).await?.complete(request).await?)
@@ -232,7 +238,6 @@ impl ServerHandler for Proxy {
         serve(&context, work).await
     }
 
-    #[expect(deprecated, reason = "callers before 2026-07-28 know nothing else")]
     async fn subscribe(
         &self,
         mut request: SubscribeRequestParams,
@@ -249,7 +254,6 @@ impl ServerHandler for Proxy {
         serve(&context, work).await
     }
 
-    #[expect(deprecated, reason = "callers before 2026-07-28 know nothing else")]
     async fn unsubscribe(
         &self,
         mut request: UnsubscribeRequestParams,
@@ -266,7 +270,6 @@ impl ServerHandler for Proxy {
         serve(&context, work).await
     }
 
-    #[expect(deprecated, reason = "callers before 2026-07-28 know nothing else")]
     async fn set_level(
         &self,
         request: SetLevelRequestParams,
@@ -278,6 +281,37 @@ impl ServerHandler for Proxy {
             async move { client.request(request).await.map(drop) }
         });
         serve(&context, work).await
+    }
+
+    async fn on_custom_request(
+        &self,
+        mut request: CustomRequest,
+        context: RequestContext<RoleServer>,
+    ) -> Result<CustomResult, ErrorData> {
+        let reach = self.reach(&context);
+        let work = async {
+            let unknown = || ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "unknown method", None);
+            let upstream = reach.only().ok_or_else(unknown)?;
+            request.extensions = Default::default();
+            match reach.client(upstream).await?.request(request).await? {
+                ServerResult::CustomResult(result) => Ok(result),
+                result => Ok(CustomResult::new(
+                    serde_json::to_value(result).unwrap_or_default(),
+                )),
+            }
+        };
+        serve(&context, work).await
+    }
+
+    async fn on_roots_list_changed(&self, context: NotificationContext<RoleServer>) {
+        let told = self.upstreams.iter().map(|upstream| async {
+            let client = self.factory.connect(upstream).await;
+            if let Ok(client) = client {
+                // An upstream that cannot be told asks again when it wants to know.
+                let _ = client.notify(RootsListChangedNotification::default()).await;
+            }
+        });
+        context.scope(join_all(told)).await;
     }
 
     fn accepted_subscription_filter(

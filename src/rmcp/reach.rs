@@ -9,13 +9,17 @@ use futures_util::future::join_all;
 use rmcp::{
     ErrorData, RoleServer,
     model::{
-        Cursor, ErrorCode, ListResourceTemplatesResult, ListResourcesResult,
-        PaginatedRequestParams,
+        Cursor, ErrorCode, ListResourceTemplatesResult, ListResourcesResult, PaginatedRequestParams,
     },
     service::{RequestContext, SubscriptionContext},
 };
 
-use super::{client::Client, error::Error, factory::Factory, page::{Page, is_for}};
+use super::{
+    client::Client,
+    error::Error,
+    factory::Factory,
+    page::{Page, is_for},
+};
 use crate::{
     carry::Inbound, events, outbound::client::ClientFactory, refusal::collect, rules::Upstream,
 };
@@ -47,7 +51,7 @@ impl<'a> Reach<'a> {
     }
 
     /// The upstream, where there is no other.
-    fn only(&self) -> Option<&'a Upstream> {
+    pub(super) fn only(&self) -> Option<&'a Upstream> {
         match self.upstreams {
             [only] => Some(only),
             _ => None,
@@ -82,7 +86,10 @@ impl<'a> Reach<'a> {
         }
         let looked = self.upstreams.iter().map(|upstream| async move {
             let listed = self.lists::<ListResourcesResult>(upstream, uri).await?;
-            Ok(listed || self.lists::<ListResourceTemplatesResult>(upstream, uri).await?)
+            Ok(listed
+                || self
+                    .lists::<ListResourceTemplatesResult>(upstream, uri)
+                    .await?)
         });
         let found = self.settle(join_all(looked)).await?;
         let owner = found.into_iter().find(|(_, has)| matches!(has, Ok(true)));
@@ -116,7 +123,11 @@ impl<'a> Reach<'a> {
         let params = cursor.map(|it| PaginatedRequestParams::default().with_cursor(Some(it)));
         let client = self.client(upstream).await?;
         match P::ask(&client, params).await {
-            Err(error) if error.data().is_some_and(|it| it.code == ErrorCode::METHOD_NOT_FOUND) => {
+            Err(error)
+                if error
+                    .data()
+                    .is_some_and(|it| it.code == ErrorCode::METHOD_NOT_FOUND) =>
+            {
                 Ok(P::default())
             }
             page => Ok(page?),

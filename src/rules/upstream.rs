@@ -101,6 +101,11 @@ impl Upstream {
         governed.any(|governed| names::is_folded(name, governed))
     }
 
+    /// Whether the operator writes `name` itself.
+    pub(crate) fn is_static(&self, name: &HeaderName) -> bool {
+        self.lines().iter().any(|line| line.name == *name)
+    }
+
     /// The static headers.
     pub(crate) fn lines(&self) -> &Arc<[Line]> {
         &self.inner.lines

@@ -1,0 +1,166 @@
+//! What upstreams have answered to probes: one question at a time for each caller, and for a while
+//! the answer.
+//!
+//! It may not know how they are asked. The key is the exact `Outbound`: two callers never share an
+//! answer.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OnceCell, OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+
+use crate::{carry::Refusal, outbound::Outbound, rules::Upstream};
+
+/// How long it is known that a credential was accepted.
+const PASSED_FOR: Duration = Duration::from_secs(30);
+
+/// How long an upstream that did not answer is left alone.
+const FAILED_FOR: Duration = Duration::from_secs(5);
+
+/// How many questions may be on their way to one upstream.
+const MAX_ASKED: usize = 16;
+
+/// How many answers are kept.
+const MAX_KEPT: usize = 1024;
+
+/// What a probe has shown.
+#[derive(Clone, Debug)]
+pub(super) enum Answer {
+    /// The upstream takes the credential.
+    Passed,
+    Refused(Refusal),
+    /// It said neither: the real call will show.
+    Failed,
+    /// Too many were asked already.
+    Unasked,
+}
+
+impl Answer {
+    /// For the log.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Refused(_) => "refused",
+            Self::Failed => "failed",
+            Self::Unasked => "not asked",
+        }
+    }
+}
+
+/// A question on its way, or its answer, and until when that one is worth something.
+type Flight = OnceCell<(Answer, Instant)>;
+
+#[derive(Debug, Default)]
+pub(super) struct Answers(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    flights: HashMap<Outbound, Arc<Flight>>,
+    targets: HashMap<Upstream, Target>,
+}
+
+#[derive(Debug)]
+struct Target {
+    room: Arc<Semaphore>,
+    failed_until: Option<Instant>,
+}
+
+impl Default for Target {
+    fn default() -> Self {
+        Self {
+            room: Arc::new(Semaphore::new(MAX_ASKED)),
+            failed_until: None,
+        }
+    }
+}
+
+impl Answers {
+    /// Whether the credential was accepted a moment ago.
+    pub(super) fn has_passed(&self, outbound: &Outbound) -> bool {
+        let table = self.table();
+        let known = table.flights.get(outbound).and_then(|flight| flight.get());
+        known.is_some_and(|(answer, until)| {
+            matches!(answer, Answer::Passed) && *until > Instant::now()
+        })
+    }
+
+    /// The answer to `outbound`: the known one, that of a question which is on its way, or that of
+    /// `ask`.
+    ///
+    /// Where whoever asks goes away, the next one who waits asks again.
+    pub(super) async fn get<F>(
+        &self,
+        outbound: &Outbound,
+        ask: impl FnOnce(OwnedSemaphorePermit) -> F,
+    ) -> Answer
+    where
+        F: Future<Output = Answer>,
+    {
+        let upstream = outbound.upstream();
+        let Some((flight, room)) = self.table().flight(outbound) else {
+            return Answer::Failed;
+        };
+        let asked = flight.get_or_init(|| async {
+            let answer = match room.try_acquire_owned() {
+                Ok(permit) => ask(permit).await,
+                Err(_) => Answer::Unasked,
+            };
+            let now = Instant::now();
+            if matches!(answer, Answer::Failed) {
+                let mut table = self.table();
+                let target = table.targets.entry(upstream.clone()).or_default();
+                target.failed_until = Some(now + FAILED_FOR);
+            }
+            let until = match answer {
+                Answer::Passed => now + PASSED_FOR,
+                // Only for those who wait for it already.
+                _ => now,
+            };
+            (answer, until)
+        });
+        asked.await.0.clone()
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// The flight for `outbound`, and the room at its upstream; `None` where that one is left alone.
+    fn flight(&mut self, outbound: &Outbound) -> Option<(Arc<Flight>, Arc<Semaphore>)> {
+        let now = Instant::now();
+        let is_worth = |flight: &Arc<Flight>| match flight.get() {
+            Some((_, until)) => *until > now,
+            None => Arc::strong_count(flight) > 1,
+        };
+        let flight = match self.flights.get(outbound) {
+            Some(flight) if is_worth(flight) => Arc::clone(flight),
+            _ => {
+                self.flights.retain(|_, flight| is_worth(flight));
+                self.targets.retain(|_, target| target.is_worth(now));
+                let flight = Arc::<Flight>::default();
+                if self.flights.len() < MAX_KEPT {
+                    self.flights.insert(outbound.clone(), Arc::clone(&flight));
+                }
+                flight
+            }
+        };
+        let target = self.targets.entry(outbound.upstream().clone()).or_default();
+        let is_left_alone = target.failed_until.is_some_and(|until| until > now);
+        (!is_left_alone).then(|| (flight, Arc::clone(&target.room)))
+    }
+}
+
+impl Target {
+    fn is_worth(&self, now: Instant) -> bool {
+        self.failed_until.is_some_and(|until| until > now)
+            || self.room.available_permits() < MAX_ASKED
+    }
+}
