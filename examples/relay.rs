@@ -4,7 +4,7 @@
 //! `--features tracing` adds those of the crate. No header value is printed anywhere.
 #![allow(clippy::print_stdout, reason = "the line that says where it listens")]
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::body::Body;
 use clap::Parser;
@@ -14,7 +14,7 @@ use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use mcp_forward::{
     BuildError, CaptureLayer, Challenge, Mistake, MistakeKind, OnConflict, OriginGuardLayer,
-    ProbeLayer, RefusalLayer, Relay, Rule, Upstream,
+    ProbeLayer, RefusalLayer, Relay, Rule, SessionLayer, Upstream,
 };
 use tokio::{net::TcpListener, signal::ctrl_c};
 use tower::{BoxError, ServiceBuilder};
@@ -92,6 +92,14 @@ struct Args {
     /// With --probe: answer 502 where the upstream does not say
     #[arg(long)]
     fail_closed: bool,
+    /// A session is for the user who began it; with `pin`, also with the headers that began it, so that
+    /// a renewed token is not used.
+    #[arg(long, value_name = "HOW", value_parser = ["bind", "pin"], requires = "principal_header")]
+    session: Option<String>,
+    /// The header that names the user of --session: one that a proxy in front of this one sets, and
+    /// removes from what callers send
+    #[arg(long, value_name = "NAME", requires = "session")]
+    principal_header: Option<String>,
     /// What has no flag: read here, so that no message of clap's shows what may be half a value.
     #[arg(hide = true)]
     stray: Vec<String>,
@@ -105,7 +113,10 @@ struct Config {
     challenge: Challenge,
     probe: bool,
     fail_closed: bool,
+    sessions: Option<Sessions>,
 }
+
+type Sessions = SessionLayer<Arc<[u8]>>;
 
 impl Args {
     /// The configuration; or every mistake in it.
@@ -156,6 +167,7 @@ impl Args {
         if self.fail_closed && !self.probe {
             mistakes.push("--fail-closed: there is no --probe".to_owned());
         }
+        let sessions = self.sessions(&mut mistakes);
         match (upstream, capture, guard, challenge) {
             (Some(upstream), Some(capture), Some(guard), Some(challenge))
                 if mistakes.is_empty() =>
@@ -167,6 +179,7 @@ impl Args {
                     challenge,
                     probe: self.probe,
                     fail_closed: self.fail_closed,
+                    sessions,
                 })
             }
             _ => Err(mistakes),
@@ -187,6 +200,15 @@ impl Args {
                 None
             }
         }
+    }
+
+    fn sessions(&self, mistakes: &mut Vec<String>) -> Option<Sessions> {
+        let name = self.principal_header.as_ref()?;
+        let sessions = built(Sessions::bind_header(name), mistakes)?.require_principal();
+        Some(match self.session.as_deref() {
+            Some("pin") => sessions.pin(),
+            _ => sessions,
+        })
     }
 
     /// The rules, each with the name of the header that it reads.
@@ -316,14 +338,21 @@ where
         probe = probe.fail_closed();
     }
     // Outermost first. The relay has its origin guard inside.
-    let service = ServiceBuilder::new()
-        .layer(SetSensitiveRequestHeadersLayer::new(sensitive))
-        .layer(trace)
-        .layer(config.capture)
+    let relay = ServiceBuilder::new()
         .layer(probe)
         .layer(RefusalLayer::new().challenge(config.challenge))
         .service(Relay::new(&config.upstream, client).origin_guard(config.guard));
-    let app = axum::Router::new().route_service("/mcp", service);
+    let mut app = axum::Router::new().route_service("/mcp", relay);
+    if let Some(sessions) = config.sessions {
+        app = app.route_layer(sessions);
+    }
+    // Outermost first, and all around what is above.
+    let app = app.route_layer(
+        ServiceBuilder::new()
+            .layer(SetSensitiveRequestHeadersLayer::new(sensitive))
+            .layer(trace)
+            .layer(config.capture),
+    );
     let listener = TcpListener::bind(listen).await;
     let listener = listener.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     println!("listening on http://{}/mcp", listener.local_addr()?);

@@ -33,6 +33,36 @@ pub(crate) fn rejected(layer: &'static str, rejection: &Rejection) {
     tracing::warn!(layer, reason = %rejection, "rejected");
 }
 
+/// A response has made a session.
+#[cfg(feature = "session")]
+pub(crate) fn session_created() {
+    #[cfg(feature = "tracing")]
+    tracing::debug!("session created");
+}
+
+/// A request was answered as if its session did not exist. The caller does not learn `reason`.
+#[cfg(feature = "session")]
+pub(crate) fn session_denied(reason: &'static str) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(reason, "session denied");
+}
+
+/// A session is known no more.
+#[cfg(feature = "session")]
+pub(crate) fn session_ended(reason: &'static str) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(reason, "session ended");
+}
+
+/// Nobody has used them for too long.
+#[cfg(feature = "session")]
+pub(crate) fn sessions_expired(count: usize) {
+    #[cfg(feature = "tracing")]
+    if count > 0 {
+        tracing::debug!(count, reason = "expired", "session ended");
+    }
+}
+
 /// The headers could not be merged, so nothing was sent.
 pub(crate) fn not_merged(error: &OutboundError) {
     #[cfg(feature = "tracing")]

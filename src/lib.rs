@@ -173,6 +173,8 @@ pub mod reply;
 #[cfg(feature = "rmcp")]
 pub mod rmcp;
 mod rules;
+#[cfg(feature = "session")]
+mod server_id;
 
 pub use carry::{Inbound, InboundExt, Refusal, WithInbound, task};
 #[cfg(any(feature = "axum", feature = "rmcp"))]
@@ -181,6 +183,8 @@ pub use error::{
     BuildError, ConnectError, ConnectErrorKind, Mistake, MistakeKind, OutboundError,
     OutboundErrorKind,
 };
+#[cfg(feature = "session")]
+pub use inbound::session::SessionLayer;
 pub use inbound::{capture::CaptureLayer, origin::OriginGuardLayer};
 pub use outbound::{
     Outbound,

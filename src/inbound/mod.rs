@@ -1,4 +1,5 @@
-//! The caller's side: what is read from a request, and which pages may send one.
+//! The caller's side: what is read from a request, which pages may send one, and whose a
+//! session is.
 //!
 //! What stands here beside the layers, which are at the root of the crate, is named only where a
 //! type has to be written down.
@@ -8,6 +9,10 @@ pub(crate) mod capture;
 mod extract;
 pub(crate) mod origin;
 mod read;
+#[cfg(feature = "session")]
+pub(crate) mod session;
 
 pub use capture::{Capture, CaptureBuilder, CaptureFuture};
 pub use origin::{OriginGuard, OriginGuardBuilder, OriginGuardFuture};
+#[cfg(feature = "session")]
+pub use session::{Principal, Session, SessionFuture};

@@ -159,7 +159,7 @@ pub(crate) fn folded(name: &HeaderName) -> String {
 ///
 /// A text may be a value in the wrong place, such as `authorization: Bearer …`; so it is shown up to
 /// the first byte that no name has, and not for long.
-fn parse(text: &str) -> Result<HeaderName, Mistake> {
+pub(crate) fn parse(text: &str) -> Result<HeaderName, Mistake> {
     let mistake = |message: String| Mistake::new(MistakeKind::InvalidName, message);
     let length = text.bytes().take_while(|byte| is_token(*byte)).count();
     let shown = text.get(..length.min(MAX_SHOWN)).unwrap_or_default();
