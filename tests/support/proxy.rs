@@ -477,6 +477,23 @@ impl ServerHandler for Site {
                 }
                 json!({ "user": user })
             }
+            // What cannot be asked meanwhile is asked by the result.
+            "mrtr" => {
+                let answers = request
+                    .input_responses
+                    .map(|it| serde_json::to_value(it).unwrap());
+                let Some(answers) = answers else {
+                    let ask = json!({
+                        "resultType": "input_required",
+                        "inputRequests": { "who": elicitation("who?") },
+                        "requestState": format!("of {}", self.name),
+                    });
+                    return Ok(CallToolResponse::InputRequired(
+                        serde_json::from_value(ask).unwrap(),
+                    ));
+                };
+                json!({ "answers": answers, "state": request.request_state })
+            }
             "fail" => return Err(ErrorData::invalid_params("no such luck", Some(json!(told)))),
             "meta" => json!(context.meta),
             name => return Err(ErrorData::invalid_params(format!("no tool {name}"), None)),
