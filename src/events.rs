@@ -148,6 +148,15 @@ pub(crate) fn late(upstream: &Upstream) {
     );
 }
 
+/// A list goes out without what this upstream would have listed.
+pub(crate) fn left_out(upstream: &Upstream) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        upstream = upstream.name(),
+        "failed; left out of what several upstreams answer"
+    );
+}
+
 /// The caller is told of a refusal; where they cannot help it, it is the operator's matter.
 pub(crate) fn refused(refusal: &Refusal, how: &'static str) {
     #[cfg(feature = "tracing")]

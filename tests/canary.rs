@@ -791,8 +791,6 @@ async fn no_public_type_prints_it() {
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
     let p = Probe(kinds);
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
-    let p = Probe(refusals);
-    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
     let mut parts = request("/", &good).into_parts().0;
     let p = Probe(vec![
         Inbound::from_request_parts(&mut parts, &())

@@ -11,7 +11,8 @@ use rmcp::{
     ErrorData, RoleClient, RoleServer, Service,
     model::{
         ClientCapabilities, ClientConfig, ClientResult, ErrorCode, GetMeta, Implementation,
-        ProtocolVersion, RequestId, ServerNotification, ServerRequest,
+        ProgressToken, ProtocolVersion, RequestId, RequestMetaObject, ServerNotification,
+        ServerRequest,
     },
     service::{InboundStreamOrigin, NotificationContext, Peer, RequestContext, ServiceError},
 };
@@ -22,20 +23,34 @@ use tokio::{
 
 use crate::carry::SessionKey;
 
-/// One question of the upstream's, for the task that waits for the answer to the call.
+/// How the keys begin that MCP reserves for itself in `_meta`.
+const MCP_META: &str = "io.modelcontextprotocol/";
+
+/// What an upstream does while a call is under way, for the task that waits for the answer to it.
+pub(super) enum Event {
+    Asked(Question),
+    Said(ServerNotification),
+}
+
+/// One question of the upstream's.
 pub(super) struct Question {
     request: ServerRequest,
     answer: oneshot::Sender<Result<ClientResult, ErrorData>>,
 }
 
-/// Where the questions that belong to one call go: in the extensions of the call's message.
+/// Where that goes: in the extensions of the call's message.
 #[derive(Clone)]
-pub(super) struct Route(mpsc::UnboundedSender<Question>);
+pub(super) struct Route(mpsc::UnboundedSender<Event>);
 
 impl Route {
-    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Question>) {
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (sender, receiver) = mpsc::unbounded_channel();
         (Self(sender), receiver)
+    }
+
+    /// A call that has ended hears nothing more.
+    pub(super) fn say(&self, notification: ServerNotification) {
+        let _ = self.0.send(Event::Said(notification));
     }
 }
 
@@ -101,9 +116,13 @@ impl Bridge {
             return Err(request);
         };
         let (answer, answered) = oneshot::channel();
-        match route.0.send(Question { request, answer }) {
+        let question = Question { request, answer };
+        match route.0.send(Event::Asked(question)) {
             Ok(()) => Ok(answered.await.unwrap_or_else(|_| Err(unanswered()))),
-            Err(unsent) => Err(unsent.0.request),
+            Err(unsent) => match unsent.0 {
+                Event::Asked(question) => Err(question.request),
+                Event::Said(_) => Ok(Err(unanswered())),
+            },
         }
     }
 }
@@ -135,11 +154,26 @@ impl Service<RoleClient> for Bridge {
         }
     }
 
+    /// What belongs to a call has been taken out of its stream before (`wire.rs`).
     async fn handle_notification(
         &self,
-        _: ServerNotification,
-        _: NotificationContext<RoleClient>,
+        mut notification: ServerNotification,
+        context: NotificationContext<RoleClient>,
     ) -> Result<(), ErrorData> {
+        let passed_on = matches!(
+            notification,
+            ServerNotification::LoggingMessageNotification(_)
+                | ServerNotification::ResourceUpdatedNotification(_)
+                | ServerNotification::ResourceListChangedNotification(_)
+                | ServerNotification::ToolListChangedNotification(_)
+                | ServerNotification::PromptListChangedNotification(_)
+                | ServerNotification::CustomNotification(_)
+        );
+        if let Some(front) = front(self.front.as_ref()).filter(|_| passed_on) {
+            *notification.get_meta_mut() = context.meta;
+            // A caller who has gone hears nothing more.
+            let _ = front.send_notification(notification).await;
+        }
         Ok(())
     }
 
@@ -153,14 +187,68 @@ impl Service<RoleClient> for Bridge {
 /// What a front session can be asked.
 pub(super) fn answerable(session: Option<&SessionKey>) -> ClientCapabilities {
     let handshake = front(session).and_then(Peer::peer_info);
-    let mut answerable = ClientCapabilities::default();
-    if let Some(handshake) = handshake {
-        let declared = &handshake.capabilities;
-        answerable.sampling.clone_from(&declared.sampling);
-        answerable.elicitation.clone_from(&declared.elicitation);
-        answerable.roots.clone_from(&declared.roots);
+    handshake.map_or_else(ClientCapabilities::default, |it| {
+        passed_on(&it.capabilities)
+    })
+}
+
+/// What of a caller's capabilities an upstream may count on.
+fn passed_on(declared: &ClientCapabilities) -> ClientCapabilities {
+    let mut passed_on = ClientCapabilities::default();
+    passed_on.sampling.clone_from(&declared.sampling);
+    passed_on.elicitation.clone_from(&declared.elicitation);
+    passed_on.roots.clone_from(&declared.roots);
+    passed_on
+}
+
+/// The message of the caller's that a call is made for.
+#[derive(Clone)]
+pub(super) struct Caller {
+    pub(super) peer: Peer<RoleServer>,
+    /// What the caller wants told about the progress.
+    progress: Option<ProgressToken>,
+    /// What else the message said of itself, and the upstream may know.
+    pub(super) meta: RequestMetaObject,
+    /// What it said to an upstream without sessions, which knows nothing of the caller but this: what
+    /// can be asked in the result, and what is to be logged.
+    pub(super) sessionless: RequestMetaObject,
+}
+
+impl Caller {
+    pub(super) fn of(context: &RequestContext<RoleServer>) -> Self {
+        let mut meta = context.meta.clone();
+        let progress = meta.get_progress_token();
+        let mut sessionless = RequestMetaObject::new();
+        if let Some(declared) = meta.client_capabilities() {
+            sessionless.set_client_capabilities(passed_on(&declared));
+        }
+        if let Some(level) = meta.log_level() {
+            sessionless.set_log_level(level);
+        }
+        // Those of this hop are the client's own.
+        meta.0
+            .0
+            .retain(|key, _| key != "progressToken" && !key.starts_with(MCP_META));
+        Self {
+            peer: context.peer.clone(),
+            progress,
+            meta,
+            sessionless,
+        }
     }
-    answerable
+}
+
+/// Tells the caller what the upstream says about the call, under the caller's own progress token.
+pub(super) async fn tell(caller: Option<&Caller>, mut notification: ServerNotification) {
+    let Some(caller) = caller else { return };
+    if let ServerNotification::ProgressNotification(progress) = &mut notification {
+        let Some(token) = &caller.progress else {
+            return;
+        };
+        progress.params.progress_token = token.clone();
+    }
+    // A caller who has gone hears nothing more.
+    let _ = caller.peer.send_notification(notification).await;
 }
 
 /// Whom to ask in a front session.

@@ -11,10 +11,14 @@ use rmcp::model::{
     ListResourceTemplatesRequest, ListResourceTemplatesResult, ListResourcesRequest,
     ListResourcesResult, ListToolsRequest, ListToolsResult, PaginatedRequestParams,
     ReadResourceRequest, ReadResourceRequestParams, ReadResourceResponse, ServerPeerInfo,
-    ServerResult,
+    ServerResult, SubscriptionFilter,
+};
+use rmcp::{
+    RoleServer,
+    service::{RequestContext, Subscription},
 };
 
-use super::{error::Error, pool::Lease};
+use super::{bridge::Caller, error::Error, pool::Lease};
 use crate::{carry::Inbound, outbound::Outbound};
 
 /// Sends MCP messages to one upstream, as one caller.
@@ -36,6 +40,7 @@ pub struct Client {
     outbound: Outbound,
     /// Where to answer; nothing else of the caller's.
     inbound: Inbound,
+    caller: Option<Caller>,
 }
 
 impl Client {
@@ -44,6 +49,18 @@ impl Client {
             lease,
             outbound,
             inbound: inbound.answer_only(),
+            caller: None,
+        }
+    }
+
+    /// Calls on behalf of the one message that `context` is about: progress and log messages of the
+    /// upstream's go to its sender, under the sender's own progress token, and what else its `_meta`
+    /// says goes to the upstream.
+    #[must_use]
+    pub fn in_call(self, context: &RequestContext<RoleServer>) -> Self {
+        Self {
+            caller: Some(Caller::of(context)),
+            ..self
         }
     }
 
@@ -60,8 +77,9 @@ impl Client {
     /// As for every call: see [`Client`].
     pub async fn request(&self, request: impl Into<ClientRequest>) -> Result<ServerResult, Error> {
         let connection = &self.lease.connection;
-        self.learn(connection.request(&self.outbound, request.into()).await)
-            .await
+        let (outbound, caller) = (&self.outbound, self.caller.as_ref());
+        let answer = connection.request(outbound, caller, request.into()).await;
+        self.learn(answer).await
     }
 
     /// Sends any notification.
@@ -73,6 +91,19 @@ impl Client {
         let connection = &self.lease.connection;
         self.learn(connection.notify(&self.outbound, notification.into()).await)
             .await
+    }
+
+    /// `subscriptions/listen`, of a 2026-07-28 upstream. It ends when the subscription is dropped; keep this
+    /// client until then.
+    ///
+    /// # Errors
+    ///
+    /// As for every call: see [`Client`].
+    pub async fn listen(&self, filter: SubscriptionFilter) -> Result<Subscription, Error> {
+        let subscription = self.lease.connection.peer().listen(filter).await;
+        let upstream = self.outbound.upstream();
+        let subscription = subscription.map_err(|error| Error::call(upstream, error));
+        self.learn(subscription).await
     }
 
     async fn learn<T>(&self, outcome: Result<T, Error>) -> Result<T, Error> {
@@ -262,6 +293,7 @@ impl fmt::Debug for Client {
             lease: _,
             outbound,
             inbound: _,
+            caller: _,
         } = self;
         f.debug_struct("Client")
             .field("outbound", outbound)

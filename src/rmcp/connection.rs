@@ -9,7 +9,7 @@ use rmcp::{
     RoleClient,
     model::{
         CancelledNotification, CancelledNotificationParam, ClientCapabilities, ClientNotification,
-        ClientRequest, GetExtensions, ListToolsRequest, PaginatedRequestParams, RequestId,
+        ClientRequest, GetExtensions, GetMeta, ListToolsRequest, PaginatedRequestParams, RequestId,
         ServerResult,
     },
     service::{
@@ -23,7 +23,7 @@ use rmcp::{
 use tokio::sync::OnceCell;
 
 use super::{
-    bridge::{Bridge, Route, Routes, answer, front},
+    bridge::{Bridge, Caller, Event, Route, Routes, answer, front, tell},
     error::Error,
     streams::Streams,
     wire::Wire,
@@ -108,6 +108,7 @@ impl Connection {
     pub(super) async fn request(
         &self,
         outbound: &Outbound,
+        caller: Option<&Caller>,
         request: ClientRequest,
     ) -> Result<ServerResult, Error> {
         if matches!(request, ClientRequest::CallToolRequest(_)) && self.is_sessionless() {
@@ -116,14 +117,14 @@ impl Connection {
                 .get_or_try_init(|| self.list_tools(outbound));
             listed.await?;
         }
-        self.send(outbound, request).await
+        self.send(outbound, caller, request).await
     }
 
     /// Lists all tools, for rmcp to see their schemas.
     async fn list_tools(&self, outbound: &Outbound) -> Result<(), Error> {
         let mut request = ListToolsRequest::default();
         loop {
-            let page = match self.send(outbound, request.into()).await {
+            let page = match self.send(outbound, None, request.into()).await {
                 Ok(ServerResult::ListToolsResult(page)) => page,
                 // Without a list no tool has a header to be sent.
                 Ok(_) => return Ok(()),
@@ -141,34 +142,50 @@ impl Connection {
     async fn send(
         &self,
         outbound: &Outbound,
+        caller: Option<&Caller>,
         mut request: ClientRequest,
     ) -> Result<ServerResult, Error> {
         let upstream = outbound.upstream();
-        let (route, mut questions) = Route::new();
+        let (route, mut events) = Route::new();
         let extensions = request.extensions_mut();
         extensions.insert(outbound.clone());
         extensions.insert(route);
+        let mut options = PeerRequestOptions::no_options();
+        if let Some(caller) = caller {
+            request.get_meta_mut().extend(caller.meta.clone());
+            if self.is_sessionless() {
+                // Over what rmcp says of its own client.
+                options = options.with_meta(caller.sessionless.clone());
+            }
+        }
         let peer = self.peer();
-        let sent = peer.send_cancellable_request(request, PeerRequestOptions::no_options());
+        let sent = peer.send_cancellable_request(request, options);
         let handle = sent.await.map_err(|error| Error::call(upstream, error))?;
         let mut abandoned = Abandoned {
             peer,
             id: Some(handle.id.clone()),
         };
+        let asked = caller.map(|caller| &caller.peer);
+        let asked = asked.or_else(|| front(self.front.as_ref()));
         let mut answers = FuturesUnordered::new();
         let mut response = pin!(handle.await_response());
         let result = loop {
             tokio::select! {
-                result = &mut response => break result,
-                Some(question) = questions.recv() => {
-                    if let Some(front) = front(self.front.as_ref()) {
-                        answers.push(answer(front, question));
-                    }
-                }
+                // What the upstream said before its answer is told before it.
+                biased;
+                Some(event) = events.recv() => match (event, asked) {
+                    (Event::Asked(question), Some(asked)) => answers.push(answer(asked, question)),
+                    (Event::Said(notification), _) => tell(caller, notification).await,
+                    (Event::Asked(_), None) => {}
+                },
                 Some(()) = answers.next() => {}
+                result = &mut response => break result,
             }
         };
         abandoned.id = None;
+        while let Ok(Event::Said(notification)) = events.try_recv() {
+            tell(caller, notification).await;
+        }
         result.map_err(|error| Error::call(upstream, error))
     }
 

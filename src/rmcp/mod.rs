@@ -50,7 +50,10 @@ mod connection;
 mod context;
 mod error;
 mod factory;
+mod page;
 mod pool;
+mod proxy;
+mod reach;
 mod streams;
 mod wire;
 
@@ -58,3 +61,4 @@ pub use client::Client;
 pub use context::ContextExt;
 pub use error::{Error, ErrorKind};
 pub use factory::{Factory, FactoryBuilder};
+pub use proxy::Proxy;

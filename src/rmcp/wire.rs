@@ -8,9 +8,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use futures_util::{StreamExt, TryStreamExt};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
 use rmcp::{
-    model::{ClientJsonRpcMessage, GetExtensions, JsonRpcMessage},
+    model::{
+        ClientJsonRpcMessage, GetExtensions, JsonRpcMessage, ServerJsonRpcMessage,
+        ServerNotification,
+    },
     transport::{
         common::client_side_sse::BoxedSseResponse,
         streamable_http_client::{
@@ -101,12 +105,13 @@ impl Wire {
     }
 
     /// From now on the upstream may ask something that belongs to this call.
-    fn open_route(&self, message: &ClientJsonRpcMessage) {
-        if let JsonRpcMessage::Request(request) = message
-            && let Some(route) = request.request.extensions().get::<Route>()
-        {
-            self.routes.insert(request.id.clone(), route.clone());
-        }
+    fn open_route(&self, message: &ClientJsonRpcMessage) -> Option<Route> {
+        let JsonRpcMessage::Request(request) = message else {
+            return None;
+        };
+        let route = request.request.extensions().get::<Route>()?;
+        self.routes.insert(request.id.clone(), route.clone());
+        Some(route.clone())
     }
 }
 
@@ -164,7 +169,7 @@ impl StreamableHttpClient for Wire {
         max_sse_event_size: usize,
     ) -> Result<StreamableHttpPostResponse, Failure> {
         let outbound = self.outbound(&message);
-        self.open_route(&message);
+        let route = self.open_route(&message);
         inject(&outbound, &mut custom_headers);
         let exchange = self.http.post_message_with_max_sse_event_size(
             uri,
@@ -174,13 +179,19 @@ impl StreamableHttpClient for Wire {
             custom_headers,
             max_sse_event_size,
         );
-        exchange.await.map_err(|error| {
+        let answer = exchange.await.map_err(|error| {
             let failure = failure(&outbound, error);
             if let Failure::Client(WireError::Refused(refusal)) = &failure {
                 let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
                 *last = Some(refusal.clone());
             }
             failure
+        })?;
+        Ok(match (answer, route) {
+            (StreamableHttpPostResponse::Sse(events, session_id), Some(route)) => {
+                StreamableHttpPostResponse::Sse(tapped(events, route), session_id)
+            }
+            (answer, _) => answer,
         })
     }
 
@@ -263,6 +274,37 @@ fn is_gone(error: &StreamableHttpError<reqwest::Error>) -> bool {
         return false;
     };
     error.status() == Some(StatusCode::NOT_FOUND)
+}
+
+/// The stream of one call's answer, without what the upstream says meanwhile: that goes to the call, in
+/// its order and before the answer. rmcp would tell neither to which call it belongs nor when it came.
+fn tapped(events: BoxedSseResponse, route: Route) -> BoxedSseResponse {
+    let tapped = events.map_ok(move |mut event| {
+        if let Some(said) = event.data.as_deref().and_then(said) {
+            // The event's id stays, for a stream that is resumed.
+            event.data = None;
+            route.say(said);
+        }
+        event
+    });
+    tapped.boxed()
+}
+
+/// Progress or a log message.
+fn said(data: &str) -> Option<ServerNotification> {
+    if !data.contains("notifications/progress") && !data.contains("notifications/message") {
+        return None;
+    }
+    match serde_json::from_str::<ServerJsonRpcMessage>(data).ok()? {
+        JsonRpcMessage::Notification(message) => Some(message.notification).filter(|it| {
+            matches!(
+                it,
+                ServerNotification::ProgressNotification(_)
+                    | ServerNotification::LoggingMessageNotification(_)
+            )
+        }),
+        _ => None,
+    }
 }
 
 /// The one place that reads rmcp's errors for what the upstream said.

@@ -1,0 +1,276 @@
+//! `Reach`: the upstreams that one message of a caller's may reach, and how several become one.
+//!
+//! Everything here runs as the caller, in the scope of the message. It may not know MCP methods beyond
+//! what it lists.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures_util::future::join_all;
+use rmcp::{
+    ErrorData, RoleServer,
+    model::{
+        Cursor, ErrorCode, ListResourceTemplatesResult, ListResourcesResult, PaginatedRequestParams,
+    },
+    service::{RequestContext, SubscriptionContext},
+};
+
+use super::{
+    client::Client,
+    error::Error,
+    factory::Factory,
+    page::{Page, is_for},
+};
+use crate::{
+    carry::Inbound, events, outbound::client::ClientFactory, refusal::collect, rules::Upstream,
+};
+
+/// Where a list names the upstreams that are missing in it.
+const FAILED: &str = "mcp-forward/failed";
+
+/// How many pages of one upstream are looked through for a URI.
+const MAX_PAGES: usize = 64;
+
+/// What one message may reach.
+pub(super) struct Reach<'a> {
+    upstreams: &'a [Upstream],
+    factory: &'a Factory,
+    /// How long each of several may take for what all are asked.
+    list_timeout: Duration,
+    context: &'a RequestContext<RoleServer>,
+}
+
+impl<'a> Reach<'a> {
+    pub(super) fn new(
+        upstreams: &'a [Upstream],
+        factory: &'a Factory,
+        list_timeout: Duration,
+        context: &'a RequestContext<RoleServer>,
+    ) -> Self {
+        Self {
+            upstreams,
+            factory,
+            list_timeout,
+            context,
+        }
+    }
+
+    /// The upstream, where there is no other.
+    pub(super) fn only(&self) -> Option<&'a Upstream> {
+        match self.upstreams {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
+    /// A client for this message.
+    pub(super) async fn client(&self, upstream: &Upstream) -> Result<Client, ErrorData> {
+        let client = self.factory.connect(upstream).await?;
+        Ok(client.in_call(self.context))
+    }
+
+    /// Whose `name` it is, and what it is called there.
+    pub(super) fn by_name<'n>(&self, name: &'n str) -> Result<(&'a Upstream, &'n str), ErrorData> {
+        if let Some(only) = self.only() {
+            return Ok((only, name));
+        }
+        let found = name.split_once('_').and_then(|(prefix, name)| {
+            let upstream = self.upstreams.iter().find(|it| it.name() == prefix)?;
+            Some((upstream, name))
+        });
+        found.ok_or_else(|| {
+            let message = "no upstream has this name; it is `<upstream>_<name>`, as listed";
+            ErrorData::invalid_params(message, None)
+        })
+    }
+
+    /// Whose resource it is.
+    pub(super) async fn by_uri(&self, uri: &str) -> Result<&'a Upstream, ErrorData> {
+        if let Some(only) = self.only() {
+            return Ok(only);
+        }
+        let looked = self.upstreams.iter().map(|upstream| {
+            self.in_time(upstream, async move {
+                let listed = self.lists::<ListResourcesResult>(upstream, uri).await?;
+                let listing = self.lists::<ListResourceTemplatesResult>(upstream, uri);
+                Ok(listed || listing.await?)
+            })
+        });
+        let found = self.settle(join_all(looked)).await?;
+        let owner = found.into_iter().find(|(_, has)| matches!(has, Ok(true)));
+        let owner = owner.map(|(upstream, _)| upstream);
+        owner.ok_or_else(|| ErrorData::resource_not_found("nobody lists this resource", None))
+    }
+
+    /// Whether `upstream` lists `uri`, or a template for it.
+    async fn lists<P: Page>(&self, upstream: &Upstream, uri: &str) -> Result<bool, ErrorData> {
+        let mut cursor = None;
+        for _ in 0..MAX_PAGES {
+            let mut page = self.page::<P>(upstream, cursor).await?;
+            let (items, next, _) = page.parts();
+            if items.iter().filter_map(P::uri).any(|it| is_for(it, uri)) {
+                return Ok(true);
+            }
+            match next.take() {
+                Some(next) => cursor = Some(next),
+                None => break,
+            }
+        }
+        Ok(false)
+    }
+
+    /// One page of one upstream; an empty one where it has no such list.
+    async fn page<P: Page>(
+        &self,
+        upstream: &Upstream,
+        cursor: Option<Cursor>,
+    ) -> Result<P, ErrorData> {
+        let params = cursor.map(|it| PaginatedRequestParams::default().with_cursor(Some(it)));
+        let client = self.client(upstream).await?;
+        match P::ask(&client, params).await {
+            Err(error)
+                if error
+                    .data()
+                    .is_some_and(|it| it.code == ErrorCode::METHOD_NOT_FOUND) =>
+            {
+                Ok(P::default())
+            }
+            page => Ok(page?),
+        }
+    }
+
+    /// One page of what all upstreams list.
+    pub(super) async fn list<P: Page>(
+        &self,
+        params: Option<PaginatedRequestParams>,
+    ) -> Result<P, ErrorData> {
+        let cursor = params.and_then(|params| params.cursor);
+        if let Some(only) = self.only() {
+            return self.page(only, cursor).await;
+        }
+        let mut cursors = cursors(cursor)?;
+        let asked = self.upstreams.iter().map(|upstream| {
+            // On the first page, everybody; after that, whoever has more.
+            let cursor = match &mut cursors {
+                Some(cursors) => cursors.remove(upstream.name()).map(Some),
+                None => Some(None),
+            };
+            self.in_time(upstream, async move {
+                match cursor {
+                    Some(cursor) => self.page::<P>(upstream, cursor).await,
+                    None => Ok(P::default()),
+                }
+            })
+        });
+        let pages = self.settle(join_all(asked)).await?;
+        let mut all = P::default();
+        let mut more = BTreeMap::new();
+        let mut failed = Vec::new();
+        for (upstream, page) in pages {
+            let Ok(mut page) = page else {
+                failed.push(upstream.name());
+                continue;
+            };
+            let (items, next, _) = page.parts();
+            if let Some(next) = next.take() {
+                more.insert(upstream.name(), next);
+            }
+            let (kept, ..) = all.parts();
+            for mut item in items.drain(..) {
+                let uri = P::uri(&item);
+                let known = uri.is_some() && kept.iter().any(|earlier| P::uri(earlier) == uri);
+                if !known {
+                    P::prefix(&mut item, &format!("{}_", upstream.name()));
+                    kept.push(item);
+                }
+            }
+        }
+        let (_, next, meta) = all.parts();
+        if !more.is_empty() {
+            *next = serde_json::to_string(&more).ok();
+        }
+        if !failed.is_empty() {
+            let meta = meta.get_or_insert_default();
+            meta.0.insert(FAILED.to_owned(), failed.into());
+        }
+        Ok(all)
+    }
+
+    /// Sends the same to all upstreams; fails where all do.
+    pub(super) async fn everywhere<Fut>(
+        &self,
+        send: impl Fn(Client) -> Fut,
+    ) -> Result<(), ErrorData>
+    where
+        Fut: Future<Output = Result<(), Error>>,
+    {
+        let sent = self.upstreams.iter().map(|upstream| {
+            let client = self.client(upstream);
+            self.in_time(upstream, async { Ok(send(client.await?).await?) })
+        });
+        self.settle(join_all(sent)).await.map(drop)
+    }
+
+    /// Passes on what the upstreams say in answer to `subscriptions/listen`, until it is cancelled.
+    pub(super) async fn listen(&self, context: &SubscriptionContext) -> Result<(), ErrorData> {
+        let mut wanted = context.accepted().clone();
+        let uris = wanted.resource_subscriptions.take().unwrap_or_default();
+        let mut owned = BTreeMap::<&str, Vec<String>>::new();
+        for uri in uris {
+            let owner = self.by_uri(&uri).await?;
+            owned.entry(owner.name()).or_default().push(uri);
+        }
+        let heard = self.upstreams.iter().map(|upstream| {
+            let mut wanted = wanted.clone();
+            wanted.resource_subscriptions = owned.remove(upstream.name());
+            async move {
+                let client = self.client(upstream).await?;
+                let mut subscription = client.listen(wanted).await?;
+                while let Ok(Some(notification)) = subscription.next().await {
+                    if context.sink().send(notification).await.is_err() {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+        });
+        self.settle(join_all(heard)).await.map(drop)
+    }
+
+    /// What `work` gives, or that it took too long.
+    async fn in_time<T>(
+        &self,
+        upstream: &Upstream,
+        work: impl Future<Output = Result<T, ErrorData>>,
+    ) -> Result<T, ErrorData> {
+        let done = tokio::time::timeout(self.list_timeout, work).await;
+        done.unwrap_or_else(|_| Err(Error::late(upstream).into()))
+    }
+
+    /// What each upstream's answer came to; the failure, where all failed.
+    async fn settle<T>(
+        &self,
+        answers: impl Future<Output = Vec<Result<T, ErrorData>>>,
+    ) -> Result<Vec<(&'a Upstream, Result<T, ErrorData>)>, ErrorData> {
+        let (answers, refusals) = collect(answers).await;
+        let answers: Vec<_> = self.upstreams.iter().zip(answers).collect();
+        for (upstream, _) in answers.iter().filter(|(_, answer)| answer.is_err()) {
+            events::left_out(upstream);
+        }
+        if answers.iter().any(|(_, answer)| answer.is_ok()) {
+            return Ok(answers);
+        }
+        let inbound = Inbound::current().unwrap_or_default();
+        refusals.into_iter().for_each(|it| inbound.report(it));
+        let first = answers.into_iter().find_map(|(_, answer)| answer.err());
+        Err(first.unwrap_or_else(|| ErrorData::internal_error("there is no upstream", None)))
+    }
+}
+
+/// Where each upstream's next page begins: what `list` has put into the cursor.
+fn cursors(cursor: Option<Cursor>) -> Result<Option<BTreeMap<String, Cursor>>, ErrorData> {
+    let parse = |cursor: Cursor| {
+        serde_json::from_str(&cursor)
+            .map_err(|_| ErrorData::invalid_params("the cursor is none of this list's", None))
+    };
+    cursor.map(parse).transpose()
+}
