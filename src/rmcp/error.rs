@@ -82,7 +82,7 @@ impl Error {
         Self(Arc::new(Inner::Answered { upstream, data }))
     }
 
-    fn lost(upstream: &Upstream) -> Self {
+    pub(super) fn lost(upstream: &Upstream) -> Self {
         let what = "closed the connection during the call; it may have been carried out";
         Self::failed(upstream, ErrorKind::Lost, what)
     }
