@@ -4,6 +4,7 @@
 #![allow(
     unreachable_pub,
     clippy::expect_used,
+    clippy::needless_pass_by_value,
     clippy::panic,
     clippy::unwrap_used,
     reason = "tests"
