@@ -317,6 +317,8 @@ async fn an_older_server_can_ask_from_the_first_connection_on() {
     let alice = Person::open(&front, "alice", everything()).await;
     let (_, answer) = alice.ask("ask", &roots()).await;
     assert_eq!(answered(&answer), "alice");
+    // The first handshake could declare nothing, since it was not known whether that would hold.
+    assert_eq!(declared(&server), [json!({}), everything()]);
 }
 
 #[tokio::test]

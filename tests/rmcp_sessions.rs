@@ -236,8 +236,10 @@ async fn a_2026_07_28_request_with_a_session_id_is_not_in_that_session() {
         json!(["Bearer mallory"]),
         "{NEWEST}"
     );
-    let last = server.of("tools/call").pop().unwrap();
-    assert_ne!(last.session(), first.session());
+    mallory.call("whoami", json!({})).await;
+    let calls = server.of("tools/call");
+    assert_ne!(calls[1].session(), first.session());
+    assert_eq!(calls[1].session(), calls[2].session());
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 #![allow(
     unreachable_pub,
     clippy::expect_used,
+    clippy::needless_pass_by_value,
     clippy::panic,
     clippy::unwrap_used,
     reason = "tests"
@@ -13,7 +14,10 @@ use std::{
     borrow::Cow,
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -702,13 +706,16 @@ impl Caller {
 
     /// The JSON-RPC answer, with its `result` or `error`.
     pub async fn ask(&self, method: &str, params: Value) -> Value {
-        let message = json!({ "jsonrpc": "2.0", "id": 7, "method": method, "params": params });
+        // rmcp tells the answers in one session apart by it, whoever asked.
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let message = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
         let (status, _, body) = self.post(&message).await;
         let body = String::from_utf8(body).unwrap();
         let json = |text: &str| serde_json::from_str::<Value>(text).ok();
         let mut found = json(&body);
         for data in body.lines().filter_map(|line| line.strip_prefix("data:")) {
-            found = json(data).filter(|it| it["id"] == 7).or(found);
+            found = json(data).filter(|it| it["id"] == id).or(found);
         }
         found.unwrap_or_else(|| panic!("{status}: {body}"))
     }
