@@ -152,14 +152,42 @@ async fn the_rules_say_whose_credential_was_refused() {
             with,
             502,
         ),
-        // One of several.
+        // One of several: what did not come is not what was refused.
         (
             builder()
                 .rule(rule().on_conflict(Static))
                 .set("authorization", "Bearer op")
                 .allow_credential("cookie"),
             "",
+            502,
+        ),
+        (
+            builder()
+                .set("authorization", "Bearer op")
+                .allow_credential("cookie"),
+            "",
+            502,
+        ),
+        (
+            builder()
+                .set("authorization", "Bearer op")
+                .allow_credential("cookie"),
+            "cookie: a=b\r\n",
             401,
+        ),
+        // The operator says what is a credential.
+        (builder().allow_credential("x-api-key"), "", 401),
+        (
+            builder().allow_credential("x-api-key"),
+            "x-api-key: k\r\n",
+            401,
+        ),
+        (
+            builder()
+                .rule(Rule::credential("x-api-key").on_conflict(Caller))
+                .set("x-api-key", "op"),
+            "",
+            502,
         ),
     ] {
         let up = up.build().unwrap();
