@@ -267,6 +267,16 @@ impl Inbound {
         }
     }
 
+    /// This inbound in place of the one that a request with `extensions` has so far: whoever waits for
+    /// the answer still hears of it.
+    pub(crate) fn in_place_of_known(self, extensions: &Extensions) -> Self {
+        let known = Self::attached(extensions).or_else(Self::current);
+        match known.and_then(|known| known.slot) {
+            Some(slot) => self.answered_in(slot),
+            None => self,
+        }
+    }
+
     pub(crate) fn slot(&self) -> Option<&Slot> {
         self.slot.as_ref()
     }

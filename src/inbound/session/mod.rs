@@ -330,8 +330,9 @@ where
         };
         let inbound = match visit.pinned() {
             Some(pinned) => {
+                let pinned = pinned.clone().in_place_of_known(&parts.extensions);
                 pinned.clone().attach(&mut parts.extensions);
-                Some(pinned.clone())
+                Some(pinned)
             }
             None => Inbound::current(),
         };
