@@ -369,8 +369,8 @@ where
 
 /// Tells the layers outside whose head this is.
 fn mark<R>(response: &mut Response<R>, refusal: Option<Refusal>) {
-    if refusal.is_some() {
-        response.extensions_mut().insert(Refused);
+    if let Some(refusal) = &refusal {
+        Refused::mark(refusal, response.extensions_mut());
     }
     response.extensions_mut().insert(Relayed { refusal });
 }
