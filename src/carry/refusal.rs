@@ -166,6 +166,9 @@ impl Slot {
     pub(crate) fn close_if_silent(&self) -> bool {
         let mut state = self.state();
         state.closed = state.reports.is_empty();
+        if state.closed {
+            state.reader = None;
+        }
         state.closed
     }
 
