@@ -459,7 +459,7 @@ async fn a_question_outlives_whoever_asked_it() {
     while counting.asked.load(Relaxed) == 1 {
         tokio::task::yield_now().await;
     }
-    counting.go.add_permits(1);
+    counting.go.add_permits(2);
     assert_eq!(second.await.unwrap().unwrap().status(), 401);
 }
 
@@ -486,3 +486,34 @@ async fn a_client_that_fails_with_a_refusal_is_refused() {
     assert_eq!(answer.headers()["www-authenticate"], expected);
     check_error(text(answer.into_body()).await.as_bytes(), -32000);
 }
+#[tokio::test]
+async fn a_session_is_ended_also_where_nobody_waits_for_the_answer() {
+    let (go, ended) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (gate, end, count) = (Arc::clone(&go), Arc::clone(&ended), Arc::clone(&asked));
+    let client = service_fn(move |request: Sent| {
+        let (gate, end, count) = (Arc::clone(&gate), Arc::clone(&end), Arc::clone(&count));
+        async move {
+            if request.method() == http::Method::DELETE {
+                assert_eq!(request.headers()["mcp-session-id"], "s");
+                end.add_permits(1);
+            } else {
+                count.fetch_add(1, Relaxed);
+                gate.acquire().await.unwrap().forget();
+            }
+            let response = Response::builder().header("mcp-session-id", "s");
+            Ok::<_, BoxError>(response.body(()).unwrap())
+        }
+    });
+    let service = in_memory(|probe| probe, client);
+    let call = tokio::spawn(service.oneshot(by("alice")));
+    while asked.load(Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    call.abort();
+    assert!(call.await.is_err_and(|error| error.is_cancelled()));
+    go.add_permits(1);
+    let waited = tokio::time::timeout(Duration::from_secs(10), ended.acquire()).await;
+    waited.expect("the session is left").unwrap().forget();
+}
+
