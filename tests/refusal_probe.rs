@@ -389,20 +389,22 @@ async fn at_most_1024_answers_are_kept() {
     counting.go.add_permits(10_000);
     let service = in_memory(|probe| probe, counting.client());
     let call = async |token: usize| service.clone().oneshot(by(token)).await.unwrap().status();
-    for round in 0..2 {
-        for token in 0..1_100 {
-            assert_eq!(call(token).await, 200);
-        }
-        // Those for whom there is no room are asked each time.
-        let expected = 1_100 + round * 76;
-        assert_eq!(counting.asked.load(Relaxed), expected);
+    let asked = || counting.asked.load(Relaxed);
+    for token in 0..1_100 {
+        assert_eq!(call(token).await, 200);
+        advance(Duration::from_millis(1)).await;
+    }
+    assert_eq!(asked(), 1_100);
+    // The first 76 have gone, which expire first.
+    for token in 76..1_100 {
+        assert_eq!(call(token).await, 200);
     }
     // Once the old ones are worth nothing, there is room.
     advance(Duration::from_secs(30)).await;
     for _ in 0..2 {
         assert_eq!(call(5_000).await, 200);
     }
-    assert_eq!(counting.asked.load(Relaxed), 1_100 + 76 + 1);
+    assert_eq!(asked(), 1_103);
 }
 
 #[tokio::test]
@@ -421,6 +423,12 @@ async fn m10_many_callers_at_once_are_one_question_each_and_sixteen_in_all() {
             tokio::task::yield_now().await;
         }
         counting.go.add_permits(1_000);
+    assert_eq!(asked(), 1_100);
+    assert_eq!(call(0).await, 200);
+    assert_eq!(call(77).await, 200);
+    assert_eq!(asked(), 1_101);
+    assert_eq!(call(76).await, 200);
+    assert_eq!(asked(), 1_102);
         for answer in join_all(calls).await {
             assert_eq!(answer.unwrap().unwrap().status(), expected);
         }

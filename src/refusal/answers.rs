@@ -145,11 +145,7 @@ impl Table {
             _ => {
                 self.flights.retain(|_, flight| is_worth(flight));
                 self.targets.retain(|_, target| target.is_worth(now));
-                let flight = Arc::<Flight>::default();
-                if self.flights.len() < MAX_KEPT {
-                    self.flights.insert(outbound.clone(), Arc::clone(&flight));
-                }
-                flight
+                self.keep(outbound)
             }
         };
         let target = self.targets.entry(outbound.upstream().clone()).or_default();
@@ -160,7 +156,24 @@ impl Table {
 
 impl Target {
     fn is_worth(&self, now: Instant) -> bool {
-        self.failed_until.is_some_and(|until| until > now)
-            || self.room.available_permits() < MAX_ASKED
+        // Whoever holds the room may not have its place in it yet; who does, keeps it for the permit.
+        self.silent_until.is_some_and(|until| until > now) || Arc::strong_count(&self.room) > 1
+
+    /// A new flight, in place of the answer that is worth least where there is no room.
+    fn keep(&mut self, outbound: &Outbound) -> Arc<Flight> {
+        if self.flights.len() >= MAX_KEPT {
+            let flights = self.flights.iter();
+            let answered = flights.filter_map(|(of, flight)| Some((of, flight.get()?.1)));
+            let first = answered.min_by_key(|(_, until)| *until);
+            if let Some(first) = first.map(|(of, _)| of.clone()) {
+                self.flights.remove(&first);
+            }
+        }
+        let flight = Arc::<Flight>::default();
+        if self.flights.len() < MAX_KEPT {
+            self.flights.insert(outbound.clone(), Arc::clone(&flight));
+        }
+        flight
+    }
     }
 }

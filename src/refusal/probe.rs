@@ -63,7 +63,7 @@ use crate::{
 ///
 /// Not asked: for GET and DELETE, an upstream whose rules have no credential of the caller's, one for
 /// which none came, and one at which 16 questions are on their way. At most 1,024 answers are kept,
-/// each for exactly the same headers; a refusal never is. A session that the question began is ended.
+/// each for exactly the same headers, and those go first that expire first; a refusal never is. A session that the question began is ended.
 ///
 /// The client must not follow redirects, and has no [`ForwardLayer`](crate::ForwardLayer) in it.
 #[derive(Clone)]
