@@ -339,6 +339,7 @@ impl Counting {
                 this.at_once.fetch_sub(1, Relaxed);
                 let token = request.headers()["authorization"].to_str().unwrap();
                 let status = match token {
+                    "Bearer broken" => return Err("the connection broke".into()),
                     "Bearer bad" => 401,
                     "Bearer odd" => 404,
                     _ => 200,
@@ -372,15 +373,38 @@ async fn what_is_remembered() {
     assert_eq!(call("bad").await, 401);
     assert_eq!(call("bad").await, 401);
     assert_eq!(asked(), 5);
-    // What says neither is left alone for 5 s, whoever calls; who was accepted is served.
+    // What says neither is not asked for 5 s with the same headers; others are not concerned.
     assert_eq!(call("odd").await, 200);
     assert_eq!(call("odd").await, 200);
-    assert_eq!(call("bad").await, 200);
-    assert_eq!(call("alice").await, 200);
     assert_eq!(asked(), 6);
-    advance(Duration::from_secs(5)).await;
     assert_eq!(call("bad").await, 401);
     assert_eq!(asked(), 7);
+    advance(Duration::from_secs(5)).await;
+    assert_eq!(call("odd").await, 200);
+    assert_eq!(asked(), 8);
+    // What does not answer is left alone for 5 s, whoever calls; who was accepted is served.
+    assert_eq!(call("broken").await, 200);
+    assert_eq!(call("broken").await, 200);
+    assert_eq!(call("bad").await, 200);
+    assert_eq!(call("alice").await, 200);
+    assert_eq!(asked(), 9);
+    advance(Duration::from_secs(5)).await;
+    assert_eq!(call("bad").await, 401);
+    assert_eq!(asked(), 10);
+}
+
+/// Nobody's headers close the door to the others.
+#[tokio::test(start_paused = true)]
+async fn what_one_callers_headers_do_is_told_to_that_caller_alone() {
+    let counting = Counting::new();
+    counting.go.add_permits(1000);
+    let service = in_memory(ProbeLayer::fail_closed, counting.client());
+    let call = async |token: &str| service.clone().oneshot(by(token)).await.unwrap().status();
+    for _ in 0..2 {
+        assert_eq!(call("odd").await, 502);
+        assert_eq!(call("alice").await, 200);
+    }
+    assert_eq!(counting.asked.load(Relaxed), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -399,6 +423,12 @@ async fn at_most_1024_answers_are_kept() {
     for token in 76..1_100 {
         assert_eq!(call(token).await, 200);
     }
+    assert_eq!(asked(), 1_100);
+    assert_eq!(call(0).await, 200);
+    assert_eq!(call(77).await, 200);
+    assert_eq!(asked(), 1_101);
+    assert_eq!(call(76).await, 200);
+    assert_eq!(asked(), 1_102);
     // Once the old ones are worth nothing, there is room.
     advance(Duration::from_secs(30)).await;
     for _ in 0..2 {
@@ -423,12 +453,6 @@ async fn m10_many_callers_at_once_are_one_question_each_and_sixteen_in_all() {
             tokio::task::yield_now().await;
         }
         counting.go.add_permits(1_000);
-    assert_eq!(asked(), 1_100);
-    assert_eq!(call(0).await, 200);
-    assert_eq!(call(77).await, 200);
-    assert_eq!(asked(), 1_101);
-    assert_eq!(call(76).await, 200);
-    assert_eq!(asked(), 1_102);
         for answer in join_all(calls).await {
             assert_eq!(answer.unwrap().unwrap().status(), expected);
         }
@@ -471,29 +495,6 @@ async fn a_question_outlives_whoever_asked_it() {
     assert_eq!(second.await.unwrap().unwrap().status(), 401);
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("the client failed")]
-struct Wrapped(#[source] Refusal);
-
-#[tokio::test]
-async fn a_client_that_fails_with_a_refusal_is_refused() {
-    let up = takes_credential(URL);
-    let inbound = capture(&[&up], [("authorization", "Bearer alice")]).await;
-    let outbound = identity().connect_for(&up, &inbound).await.unwrap();
-    let scope = support::headers([("www-authenticate", "Bearer error=\"insufficient_scope\"")]);
-    let refusal = outbound.refusal(StatusCode::FORBIDDEN, &scope).unwrap();
-    let client = service_fn(move |_: Sent| {
-        std::future::ready(Err::<Response<()>, _>(Wrapped(refusal.clone())))
-    });
-    let told =
-        |probe: ProbeLayer<_>| probe.challenge(Challenge::rewrite("https://p.example/").unwrap());
-    let service = in_memory(told, client);
-    let answer = service.oneshot(by("alice")).await.unwrap();
-    assert_eq!(answer.status(), 403);
-    let expected = r#"Bearer error="insufficient_scope", resource_metadata="https://p.example/""#;
-    assert_eq!(answer.headers()["www-authenticate"], expected);
-    check_error(text(answer.into_body()).await.as_bytes(), -32000);
-}
 #[tokio::test]
 async fn a_session_is_ended_also_where_nobody_waits_for_the_answer() {
     let (go, ended) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
@@ -525,3 +526,26 @@ async fn a_session_is_ended_also_where_nobody_waits_for_the_answer() {
     waited.expect("the session is left").unwrap().forget();
 }
 
+#[derive(Debug, thiserror::Error)]
+#[error("the client failed")]
+struct Wrapped(#[source] Refusal);
+
+#[tokio::test]
+async fn a_client_that_fails_with_a_refusal_is_refused() {
+    let up = takes_credential(URL);
+    let inbound = capture(&[&up], [("authorization", "Bearer alice")]).await;
+    let outbound = identity().connect_for(&up, &inbound).await.unwrap();
+    let scope = support::headers([("www-authenticate", "Bearer error=\"insufficient_scope\"")]);
+    let refusal = outbound.refusal(StatusCode::FORBIDDEN, &scope).unwrap();
+    let client = service_fn(move |_: Sent| {
+        std::future::ready(Err::<Response<()>, _>(Wrapped(refusal.clone())))
+    });
+    let told =
+        |probe: ProbeLayer<_>| probe.challenge(Challenge::rewrite("https://p.example/").unwrap());
+    let service = in_memory(told, client);
+    let answer = service.oneshot(by("alice")).await.unwrap();
+    assert_eq!(answer.status(), 403);
+    let expected = r#"Bearer error="insufficient_scope", resource_metadata="https://p.example/""#;
+    assert_eq!(answer.headers()["www-authenticate"], expected);
+    check_error(text(answer.into_body()).await.as_bytes(), -32000);
+}

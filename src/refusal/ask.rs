@@ -87,9 +87,9 @@ where
         Ok(Err(error)) => {
             let error = error.into();
             let refusal = Refusal::behind(&*error).cloned();
-            return refusal.map_or(Answer::Failed, Answer::Refused);
+            return refusal.map_or(Answer::Silent, Answer::Refused);
         }
-        Err(_) => return Answer::Failed,
+        Err(_) => return Answer::Silent,
     };
     if let Some(refusal) = outbound.refusal(response.status(), response.headers()) {
         return Answer::Refused(refusal);
