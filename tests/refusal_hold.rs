@@ -181,6 +181,38 @@ async fn a_report_after_the_head_is_ignored() {
     assert_eq!(text(answer.into_body()).await, expected);
 }
 
+/// What keeps the inbound must not keep whoever waited as well.
+#[tokio::test]
+async fn nobody_is_woken_once_the_hold_is_over() {
+    struct Count;
+
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    for is_released in [true, false] {
+        let (seen, inbound) = tokio::sync::oneshot::channel();
+        let (sender, body) = events();
+        let mut answering = ask_by("POST", &RefusalLayer::new(), move |inbound| {
+            seen.send(inbound).unwrap();
+            Ok(event_stream(body))
+        });
+        let count = Arc::new(Count);
+        let waker = std::task::Waker::from(Arc::clone(&count));
+        let mut cx = std::task::Context::from_waker(&waker);
+        assert!(answering.as_mut().poll(&mut cx).is_pending());
+        let inbound = inbound.await.unwrap();
+        if is_released {
+            send(&sender, "data: a\n\n");
+            let answer = answering.as_mut().poll(&mut cx);
+            assert!(answer.is_ready());
+        }
+        drop((answering, sender, waker));
+        assert_eq!(Arc::strong_count(&count), 1, "{is_released}");
+        inbound.report(refusal(true, 401).await);
+    }
+}
+
 /// A caller who repeats the same JSON-RPC id must not be given the old result.
 #[tokio::test(start_paused = true)]
 async fn a_refused_response_is_read_to_its_end_for_a_second_at_most() {

@@ -339,6 +339,7 @@ impl Counting {
                 this.at_once.fetch_sub(1, Relaxed);
                 let token = request.headers()["authorization"].to_str().unwrap();
                 let status = match token {
+                    "Bearer broken" => return Err("the connection broke".into()),
                     "Bearer bad" => 401,
                     "Bearer odd" => 404,
                     _ => 200,
@@ -372,15 +373,38 @@ async fn what_is_remembered() {
     assert_eq!(call("bad").await, 401);
     assert_eq!(call("bad").await, 401);
     assert_eq!(asked(), 5);
-    // What says neither is left alone for 5 s, whoever calls; who was accepted is served.
+    // What says neither is not asked for 5 s with the same headers; others are not concerned.
     assert_eq!(call("odd").await, 200);
     assert_eq!(call("odd").await, 200);
-    assert_eq!(call("bad").await, 200);
-    assert_eq!(call("alice").await, 200);
     assert_eq!(asked(), 6);
-    advance(Duration::from_secs(5)).await;
     assert_eq!(call("bad").await, 401);
     assert_eq!(asked(), 7);
+    advance(Duration::from_secs(5)).await;
+    assert_eq!(call("odd").await, 200);
+    assert_eq!(asked(), 8);
+    // What does not answer is left alone for 5 s, whoever calls; who was accepted is served.
+    assert_eq!(call("broken").await, 200);
+    assert_eq!(call("broken").await, 200);
+    assert_eq!(call("bad").await, 200);
+    assert_eq!(call("alice").await, 200);
+    assert_eq!(asked(), 9);
+    advance(Duration::from_secs(5)).await;
+    assert_eq!(call("bad").await, 401);
+    assert_eq!(asked(), 10);
+}
+
+/// Nobody's headers close the door to the others.
+#[tokio::test(start_paused = true)]
+async fn what_one_callers_headers_do_is_told_to_that_caller_alone() {
+    let counting = Counting::new();
+    counting.go.add_permits(1000);
+    let service = in_memory(ProbeLayer::fail_closed, counting.client());
+    let call = async |token: &str| service.clone().oneshot(by(token)).await.unwrap().status();
+    for _ in 0..2 {
+        assert_eq!(call("odd").await, 502);
+        assert_eq!(call("alice").await, 200);
+    }
+    assert_eq!(counting.asked.load(Relaxed), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -389,20 +413,28 @@ async fn at_most_1024_answers_are_kept() {
     counting.go.add_permits(10_000);
     let service = in_memory(|probe| probe, counting.client());
     let call = async |token: usize| service.clone().oneshot(by(token)).await.unwrap().status();
-    for round in 0..2 {
-        for token in 0..1_100 {
-            assert_eq!(call(token).await, 200);
-        }
-        // Those for whom there is no room are asked each time.
-        let expected = 1_100 + round * 76;
-        assert_eq!(counting.asked.load(Relaxed), expected);
+    let asked = || counting.asked.load(Relaxed);
+    for token in 0..1_100 {
+        assert_eq!(call(token).await, 200);
+        advance(Duration::from_millis(1)).await;
     }
+    assert_eq!(asked(), 1_100);
+    // The first 76 have gone, which expire first.
+    for token in 76..1_100 {
+        assert_eq!(call(token).await, 200);
+    }
+    assert_eq!(asked(), 1_100);
+    assert_eq!(call(0).await, 200);
+    assert_eq!(call(77).await, 200);
+    assert_eq!(asked(), 1_101);
+    assert_eq!(call(76).await, 200);
+    assert_eq!(asked(), 1_102);
     // Once the old ones are worth nothing, there is room.
     advance(Duration::from_secs(30)).await;
     for _ in 0..2 {
         assert_eq!(call(5_000).await, 200);
     }
-    assert_eq!(counting.asked.load(Relaxed), 1_100 + 76 + 1);
+    assert_eq!(asked(), 1_103);
 }
 
 #[tokio::test]
@@ -459,8 +491,39 @@ async fn a_question_outlives_whoever_asked_it() {
     while counting.asked.load(Relaxed) == 1 {
         tokio::task::yield_now().await;
     }
-    counting.go.add_permits(1);
+    counting.go.add_permits(2);
     assert_eq!(second.await.unwrap().unwrap().status(), 401);
+}
+
+#[tokio::test]
+async fn a_session_is_ended_also_where_nobody_waits_for_the_answer() {
+    let (go, ended) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (gate, end, count) = (Arc::clone(&go), Arc::clone(&ended), Arc::clone(&asked));
+    let client = service_fn(move |request: Sent| {
+        let (gate, end, count) = (Arc::clone(&gate), Arc::clone(&end), Arc::clone(&count));
+        async move {
+            if request.method() == http::Method::DELETE {
+                assert_eq!(request.headers()["mcp-session-id"], "s");
+                end.add_permits(1);
+            } else {
+                count.fetch_add(1, Relaxed);
+                gate.acquire().await.unwrap().forget();
+            }
+            let response = Response::builder().header("mcp-session-id", "s");
+            Ok::<_, BoxError>(response.body(()).unwrap())
+        }
+    });
+    let service = in_memory(|probe| probe, client);
+    let call = tokio::spawn(service.oneshot(by("alice")));
+    while asked.load(Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    call.abort();
+    assert!(call.await.is_err_and(|error| error.is_cancelled()));
+    go.add_permits(1);
+    let waited = tokio::time::timeout(Duration::from_secs(10), ended.acquire()).await;
+    waited.expect("the session is left").unwrap().forget();
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -152,14 +152,42 @@ async fn the_rules_say_whose_credential_was_refused() {
             with,
             502,
         ),
-        // One of several.
+        // One of several: what did not come is not what was refused.
         (
             builder()
                 .rule(rule().on_conflict(Static))
                 .set("authorization", "Bearer op")
                 .allow_credential("cookie"),
             "",
+            502,
+        ),
+        (
+            builder()
+                .set("authorization", "Bearer op")
+                .allow_credential("cookie"),
+            "",
+            502,
+        ),
+        (
+            builder()
+                .set("authorization", "Bearer op")
+                .allow_credential("cookie"),
+            "cookie: a=b\r\n",
             401,
+        ),
+        // The operator says what is a credential.
+        (builder().allow_credential("x-api-key"), "", 401),
+        (
+            builder().allow_credential("x-api-key"),
+            "x-api-key: k\r\n",
+            401,
+        ),
+        (
+            builder()
+                .rule(Rule::credential("x-api-key").on_conflict(Caller))
+                .set("x-api-key", "op"),
+            "",
+            502,
         ),
     ] {
         let up = up.build().unwrap();
@@ -347,4 +375,64 @@ async fn other_failures_are_not_reported() {
         }
     });
     assert_eq!(status(&answer.await), 200);
+}
+
+/// A capture layer inside replaces what was captured, and not where the answer waits.
+#[tokio::test]
+async fn a_report_as_what_an_inner_layer_captured_is_told() {
+    let server = RawUpstream::answering(answer(401, "")).await;
+    let up = takes_credential(server.url("/mcp"));
+    for lines in ["authorization: Bearer alice\r\n", ""] {
+        let target = up.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let target = target.clone();
+            let inbound = Inbound::of(request.extensions());
+            async move {
+                // By what is attached alone, as an actor would.
+                let work = async move { call(&target).await.unwrap() };
+                assert_eq!(tokio::spawn(work.with_inbound(inbound)).await.unwrap(), 401);
+                Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+            }
+        });
+        let capture = || CaptureLayer::for_upstreams([&up]).build().unwrap();
+        let layers = ServiceBuilder::new()
+            .layer(capture())
+            .layer(RefusalLayer::new())
+            .layer(capture());
+        let addr = serve(layers.service(service)).await;
+        assert_eq!(status(&raw(addr, post(addr, lines)).await), 401, "{lines}");
+    }
+}
+
+/// The caller cannot send what only the embedder says.
+#[tokio::test]
+async fn an_attested_credential_that_is_missing_is_not_the_callers_fault() {
+    let server = RawUpstream::answering(support::OK).await;
+    let up = Upstream::builder("up", server.url("/mcp"))
+        .rule(Rule::credential("authorization").required())
+        .build()
+        .unwrap();
+    let capture = CaptureLayer::for_upstreams([&up])
+        .attest("authorization", |_| None)
+        .build()
+        .unwrap();
+    let layers = ServiceBuilder::new()
+        .layer(capture)
+        .layer(RefusalLayer::new());
+    let target = up.clone();
+    let handler = service_fn(move |_: Request<Incoming>| {
+        let target = target.clone();
+        async move {
+            assert!(call(&target).await.is_err());
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+        }
+    });
+    let relay = serve(layers.clone().service(Relay::new(&up, http_client()))).await;
+    let handler = serve(layers.service(handler)).await;
+    for (addr, expected) in [(relay, 500), (handler, 200)] {
+        let answer = raw(addr, post(addr, "authorization: Bearer alice\r\n")).await;
+        assert_eq!(status(&answer), expected, "{answer}");
+        assert!(challenges(&answer).is_empty());
+    }
+    assert!(server.requests().is_empty());
 }

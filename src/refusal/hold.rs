@@ -234,6 +234,15 @@ impl Call {
     }
 }
 
+impl Drop for Call {
+    /// Whoever holds the inbound longer reports to nobody, also where the request was given up.
+    fn drop(&mut self) {
+        if let Some(slot) = &self.slot {
+            slot.close();
+        }
+    }
+}
+
 /// What becomes of a response when it begins.
 enum Begun<R> {
     Answer(Answer<R>),

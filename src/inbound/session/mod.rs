@@ -157,8 +157,8 @@ impl<P: Principal> SessionLayer<P> {
     ///
     /// Later requests of the session go on with those, whatever they carry themselves: a renewed
     /// token is *not* used, and whoever begins the session with more rights keeps them for all of the
-    /// principal's requests in it. Where an upstream refuses the frozen headers, the session ends, so
-    /// that the client initializes anew. For upstreams that hold a session to the token that began it.
+    /// principal's requests in it. Where an upstream answers 401 to a frozen credential of the
+    /// caller's, the session ends, so that the client initializes anew. For upstreams that hold a session to the token that began it.
     pub fn pin(mut self) -> Self {
         self.policy.pin = true;
         self
@@ -330,8 +330,9 @@ where
         };
         let inbound = match visit.pinned() {
             Some(pinned) => {
+                let pinned = pinned.clone().in_place_of_known(&parts.extensions);
                 pinned.clone().attach(&mut parts.extensions);
-                Some(pinned.clone())
+                Some(pinned)
             }
             None => Inbound::current(),
         };
