@@ -586,16 +586,57 @@ async fn the_embedder_counts_and_removes() {
         assert_eq!((layer.live(), layer.principals()), (1, 1));
         assert_eq!(status(&front.call(&alices, ALICE).await), 404);
         front.check(&bobs, BOB, "Bearer bob.1").await;
-        // A layer that is configured anew has a table of its own.
-        assert_eq!(layer.clone().idle(Duration::MAX).live(), 0);
     }
 }
 
 #[tokio::test]
-async fn sessions_expire_where_nobody_asks_for_any() {
-    #[derive(Clone, PartialEq, Eq, Hash)]
-    struct Watched(Arc<()>);
+async fn a_limit_is_one_of_all_clones_and_of_what_they_serve() {
+    let layer = bound();
+    let front = front(session::Stage::Hyper, &layer).await;
+    let first = front.begin(ALICE).await;
+    let limited = layer.clone().max_per_principal(2).max_sessions(3);
+    let limited = limited.idle(Duration::from_secs(60));
+    let second = front.begin(ALICE).await;
+    assert_eq!(status(&front.initialize(ALICE).await), 503);
+    front.begin(BOB).await;
+    assert_eq!(status(&front.initialize("").await), 503);
+    assert_eq!((layer.live(), limited.live()), (3, 3));
+    // Either handle tells the truth, and none is ended for a smaller number.
+    assert!(limited.remove(&first) && !layer.remove(&first));
+    assert_eq!(status(&front.call(&first, ALICE).await), 404);
+    let layer = layer.max_sessions(1);
+    front.check(&second, ALICE, "Bearer alice.1").await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    tokio::time::resume();
+    assert_eq!((layer.live(), limited.live()), (0, 0));
+}
 
+#[tokio::test]
+async fn a_shorter_time_is_that_of_a_session_that_is_there_already() {
+    let owner = Arc::new(());
+    let user = Arc::downgrade(&owner);
+    let layer = SessionLayer::bind(move |_: &Parts| user.upgrade().map(Watched));
+    let service = layer.layer(service_fn(|_: Request<()>| async {
+        let response = Response::builder().header("mcp-session-id", "s");
+        response.body(Full::<Bytes>::default())
+    }));
+    tokio::time::pause();
+    let request = Request::post("/").body(()).unwrap();
+    assert_eq!(service.oneshot(request).await.unwrap().status(), 200);
+    // The sweeper has to be asleep.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let _ = layer.clone().idle(Duration::from_secs(60));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(Arc::strong_count(&owner), 1);
+}
+
+/// A principal that shows whether something of it is kept.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Watched(Arc<()>);
+
+#[tokio::test]
+async fn sessions_expire_where_nobody_asks_for_any() {
     let watched = Arc::new(());
     let user = Watched(Arc::clone(&watched));
     let layer = SessionLayer::bind(move |_: &Parts| Some(user.clone()));
