@@ -44,6 +44,9 @@ fn line(id: &str) -> String {
     format!("mcp-session-id: {id}\r\n")
 }
 
+/// A version without sessions.
+const MODERN: &str = "mcp-protocol-version: 2026-07-28\r\n";
+
 /// A service of bare hyper that answers as the request's `x-script` says, such as `201 a b`: a status
 /// and session ids. It keeps what it saw.
 #[derive(Clone, Default)]
@@ -477,7 +480,7 @@ async fn a_caller_who_leaves_during_initialize_leaves_nothing() {
 async fn a_protocol_without_sessions_has_as_many_calls_as_it_likes() {
     let layer = bound().max_per_principal(1);
     let (gate, front) = Gate::front(&layer).await;
-    let modern = format!("{ALICE}mcp-protocol-version: 2026-07-28\r\n");
+    let modern = format!("{ALICE}{MODERN}mcp-method: tools/list\r\n");
     let mut calls = Vec::new();
     for _ in 0..3 {
         calls.push(gate.sent(&front, "POST", modern.clone()).await);
@@ -491,6 +494,52 @@ async fn a_protocol_without_sessions_has_as_many_calls_as_it_likes() {
     answers.sort_unstable();
     assert_eq!(answers, [200, 503, 503]);
     assert_eq!((layer.live(), layer.principals()), (1, 1));
+}
+
+#[tokio::test]
+async fn no_header_of_an_initialize_passes_the_limit() {
+    let layer = bound().max_per_principal(1);
+    let front = front(session::Stage::Rmcp, &layer).await;
+    let id = front.begin(ALICE).await;
+    let before = front.reached();
+    let modern_body = session::INITIALIZE.replace("2025-11-25", "2026-07-28");
+    for lines in [
+        MODERN.to_owned(),
+        format!("{MODERN}{}", line(&id)),
+        format!("{MODERN}mcp-method: initialize\r\n"),
+        format!("{MODERN}mcp-method: Initialize\r\n"),
+        format!("{MODERN}mcp-method:\r\n"),
+        format!("{MODERN}mcp-method: tools/list\r\nmcp-method: initialize\r\n"),
+        format!("{MODERN}mcp-protocol-version: 2025-11-25\r\nmcp-method: tools/list\r\n"),
+        format!("mcp-protocol-version: 2025-11-25\r\n{MODERN}mcp-method: tools/list\r\n"),
+    ] {
+        let lines = format!("{ALICE}{lines}");
+        let answer = front.send("POST", &lines, &modern_body).await;
+        assert_eq!(status(&answer), 503, "{lines}");
+    }
+    assert_eq!(
+        front.reached(),
+        before,
+        "the service may have made a session"
+    );
+    // What goes on says another method than it has, and makes none.
+    let lines = format!("{ALICE}{MODERN}mcp-method: tools/list\r\n");
+    for lines in [lines.clone(), format!("{lines}{}", line(&id))] {
+        let answer = front.send("POST", &lines, &modern_body).await;
+        assert_eq!(status(&answer), 400, "{answer}");
+    }
+    assert_eq!(layer.live(), 1);
+    // Within the limit it is a session, also where another one was named.
+    assert!(layer.remove(&id));
+    let id = front.begin(ALICE).await;
+    let layer = layer.max_per_principal(2);
+    let lines = format!("{ALICE}{MODERN}{}", line(&id));
+    let begun = front.send("POST", &lines, &modern_body).await;
+    assert_eq!(status(&begun), 200);
+    assert_eq!(layer.live(), 2);
+    front
+        .check(session::id(&begun).unwrap(), ALICE, "Bearer alice.1")
+        .await;
 }
 
 #[tokio::test]

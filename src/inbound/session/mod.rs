@@ -100,8 +100,8 @@ const SESSIONS: usize = 65_536;
 /// | 502 | the service answered with somebody else's session id, with another one than the request's, or with one that nobody could send |
 /// | 503 | the principal has 256 sessions, or there are 65,536; none is ended for it |
 ///
-/// An `initialize` that is under way counts as a session; so does every other POST without an id until its
-/// response begins, unless it names protocol 2026-07-28 or later.
+/// An `initialize` that is under way counts as a session; so does every other POST without one until its
+/// response begins, unless it names protocol 2026-07-28 or later and, in `mcp-method`, another method.
 #[must_use = "a layer works once it is put around a service"]
 pub struct SessionLayer<P> {
     principal: Identify<P>,

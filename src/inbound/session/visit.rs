@@ -20,6 +20,7 @@ use crate::{
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 
 /// The first version of the protocol without sessions.
 const WITHOUT_SESSIONS: &[u8] = b"2026-07-28";
@@ -100,7 +101,7 @@ impl<P: Principal> SessionLayer<P> {
         };
         let id = session_id(&mut parts.headers).map_err(|()| rejected(UNUSABLE))?;
         match id {
-            Some(id) => self.admit_inside(parts, id, &owner),
+            Some(id) => self.admit_inside(parts, id, owner, inbound),
             None => self.admit_outside(parts, owner, inbound),
         }
     }
@@ -109,24 +110,26 @@ impl<P: Principal> SessionLayer<P> {
         &self,
         parts: &mut Parts,
         id: HeaderValue,
-        owner: &Owner<P>,
+        owner: Owner<P>,
+        inbound: Option<Inbound>,
     ) -> Result<Visit<P>, Rejection> {
-        let (serial, pinned) = match self.table.find(id.as_bytes(), owner) {
+        let (serial, pinned) = match self.table.find(id.as_bytes(), &owner) {
             Ok(Found { serial, pinned }) => (Some(serial), pinned),
             Err(NotFound::Unknown) if self.policy.pass_unknown => (None, None),
             Err(NotFound::Unknown) => return Err(denied("unknown")),
             Err(NotFound::Foreign) => return Err(denied("somebody else's")),
         };
-        let sessionless = is_sessionless(&parts.headers);
-        if sessionless {
+        if is_sessionless(&parts.headers) {
             parts.headers.remove(SESSION_ID);
             parts.headers.remove(LAST_EVENT_ID);
+            // The service sees no session, and may make one.
+            return self.admit_outside(parts, owner, inbound);
         }
         Ok(Visit::Inside {
             id,
             serial,
-            pinned: pinned.filter(|_| !sessionless),
-            ends: parts.method == Method::DELETE && !sessionless,
+            pinned,
+            ends: parts.method == Method::DELETE,
         })
     }
 
@@ -145,7 +148,7 @@ impl<P: Principal> SessionLayer<P> {
             let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
             return Err(rejected(NOBODY.with(WWW_AUTHENTICATE, challenge)));
         }
-        let permit = if creates && !is_sessionless(&parts.headers) {
+        let permit = if creates && !is_no_initialize(&parts.headers) {
             let permit = self.table.reserve(&owner.principal);
             Some(permit.ok_or_else(|| rejected(FULL))?)
         } else {
@@ -240,16 +243,39 @@ fn session_id(headers: &mut HeaderMap) -> Result<Option<HeaderValue>, ()> {
     is_usable.then(|| Some(id.clone())).ok_or(())
 }
 
-/// Whether the protocol that the request names has no sessions: its version is a date.
+/// Whether a version that the request names has no sessions.
 fn is_sessionless(headers: &HeaderMap) -> bool {
-    let is_date = |version: &[u8]| {
-        let mut bytes = version.iter().enumerate();
-        version.len() == WITHOUT_SESSIONS.len()
-            && bytes.all(|(at, byte)| match at {
-                4 | 7 => *byte == b'-',
-                _ => byte.is_ascii_digit(),
-            })
-    };
     let mut versions = headers.get_all(PROTOCOL_VERSION).iter();
-    versions.any(|version| is_date(version.as_bytes()) && version.as_bytes() >= WITHOUT_SESSIONS)
+    versions.any(is_without_sessions)
+}
+
+/// Whether the request cannot be an `initialize`, of which servers make a session whatever version its
+/// header names.
+///
+/// From the first version without sessions on, a request has to say its method in a header (MCP
+/// 2026-07-28, *Transports*), and a server refuses one whose body says another.
+fn is_no_initialize(headers: &HeaderMap) -> bool {
+    let is_other =
+        |method: &[u8]| !method.is_empty() && !method.eq_ignore_ascii_case(b"initialize");
+    only(headers, &PROTOCOL_VERSION).is_some_and(is_without_sessions)
+        && only(headers, &METHOD).is_some_and(|method| is_other(method.as_bytes()))
+}
+
+/// The value of `name`, where it is on one line.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut lines = headers.get_all(name).iter();
+    let first = lines.next()?;
+    lines.next().is_none().then_some(first)
+}
+
+/// Whether `version`, which is a date, is of a protocol without sessions.
+fn is_without_sessions(version: &HeaderValue) -> bool {
+    let version = version.as_bytes();
+    let mut bytes = version.iter().enumerate();
+    let is_date = version.len() == WITHOUT_SESSIONS.len()
+        && bytes.all(|(at, byte)| match at {
+            4 | 7 => *byte == b'-',
+            _ => byte.is_ascii_digit(),
+        });
+    is_date && version >= WITHOUT_SESSIONS
 }
