@@ -138,7 +138,7 @@ async fn an_answer_with_an_id_that_cannot_be_the_callers_is_502() {
         // Another than the request's.
         ("POST", "mcp-session-id: bobs\r\n", "200 alices"),
         ("POST", "mcp-session-id: bobs\r\n", "200 new"),
-        ("GET", "mcp-session-id: bobs\r\n", "404 new"),
+        ("GET", "mcp-session-id: bobs\r\n", "500 new"),
         // Of no use.
         ("POST", "", "200 one two"),
         ("POST", "", "200 one one"),
@@ -207,6 +207,55 @@ async fn an_owners_delete_ends_the_session_where_it_is_gone() {
         assert_eq!(layer.live(), 0);
         assert_eq!(status(&front.call(&id, ALICE).await), 404);
     }
+}
+
+#[tokio::test]
+async fn a_session_that_the_service_knows_no_more_leaves_room_for_another() {
+    let layer = bound().max_per_principal(1);
+    let front = Script::default().front(&layer).await;
+    let begin = format!("{ALICE}{}", script("200 s"));
+    for (method, lines, lives) in [
+        ("POST", "", false),
+        ("GET", "", false),
+        ("DELETE", "", false),
+        // It was not of the session for the service.
+        ("POST", MODERN, true),
+        ("DELETE", MODERN, true),
+    ] {
+        assert_eq!(status(&front.initialize(&begin).await), 200);
+        assert_eq!(status(&front.initialize(&begin).await), 503);
+        // Others are answered before.
+        let stranger = format!("{BOB}{}{}", line("s"), script("404"));
+        assert_eq!(status(&front.send(method, &stranger, "").await), 404);
+        assert_eq!(layer.live(), 1, "{method}");
+        let lines = format!(
+            "{ALICE}{lines}mcp-method: tools/list\r\n{}{}",
+            line("s"),
+            script("404")
+        );
+        assert_eq!(status(&front.send(method, &lines, "").await), 404);
+        assert_eq!(layer.live() == 1, lives, "{method} {lines}");
+        layer.remove("s");
+    }
+    // A server of an SDK's says so too.
+    let service = session::mcp();
+    let other_way = service.clone();
+    let layer = bound();
+    let front = Front::start(&upstream(), &layer, service).await;
+    let id = front.begin(ALICE).await;
+    let ends = end_behind(&other_way, &id).await;
+    assert!(ends.is_success(), "{ends}");
+    assert_eq!(layer.live(), 1);
+    assert_eq!(status(&front.call(&id, ALICE).await), 404);
+    assert_eq!((layer.live(), layer.principals()), (0, 0));
+}
+
+/// Ends a session of rmcp's behind the layer's back.
+async fn end_behind(service: &session::McpService, id: &str) -> http::StatusCode {
+    let request = Request::delete("/mcp").header("host", "localhost");
+    let request = request.header("mcp-session-id", id);
+    let request = request.body(Full::<Bytes>::default()).unwrap();
+    service.clone().oneshot(request).await.unwrap().status()
 }
 
 #[tokio::test]

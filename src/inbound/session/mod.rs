@@ -82,7 +82,8 @@ const SESSIONS: usize = 65_536;
 ///
 /// What makes a session is a 2xx response to a POST without `mcp-session-id` that has one. It ends when
 /// it has not been used for 30 minutes ([`idle`](Self::idle); an open stream is no use), when the
-/// owner's DELETE was answered with 2xx or 404, and by [`remove`](Self::remove). Calls that are under
+/// owner's DELETE was answered with 2xx, when the service answers 404 to any request of the owner's in it,
+/// as MCP has it for a session that is over, and by [`remove`](Self::remove). Calls that are under
 /// way then go on. Clones of a layer share its sessions and its limits, also a limit that is set later.
 /// The sessions are in this process only: after a restart, or on another machine,
 /// clients get a 404 and initialize again.

@@ -178,11 +178,18 @@ impl<P: Principal> SessionLayer<P> {
                 pinned,
                 ends,
             } => {
-                let deleted = ends && (status.is_success() || status == StatusCode::NOT_FOUND);
-                if serial.is_some() && deleted {
-                    self.table.end(id.as_bytes(), serial, "deleted");
-                } else if serial.is_some() && pinned.is_some() && refused {
-                    self.table.end(id.as_bytes(), serial, "refused");
+                let reason = if ends && status.is_success() {
+                    Some("deleted")
+                } else if status == StatusCode::NOT_FOUND {
+                    // So says a server that does not know it, and the client will initialize anew.
+                    Some("gone")
+                } else if pinned.is_some() && refused {
+                    Some("refused")
+                } else {
+                    None
+                };
+                if let Some(reason) = reason.filter(|_| serial.is_some()) {
+                    self.table.end(id.as_bytes(), serial, reason);
                 }
                 match answered {
                     Ok(None) => Ok(()),
