@@ -286,6 +286,42 @@ async fn an_event_is_of_a_session() {
 }
 
 #[tokio::test]
+async fn another_spelling_of_a_header_does_not_reach_the_service() {
+    let script = Script::default();
+    let layer = bound();
+    let front = script.front(&layer).await;
+    front
+        .initialize(&format!("{ALICE}{}", self::script("200 s")))
+        .await;
+    let names = [
+        "mcp_session_id",
+        "mcp-session_id",
+        "Mcp_Session-Id",
+        "last_event_id",
+        "last-event_id",
+        "mcp_protocol_version",
+        "mcp_method",
+    ];
+    let lines: String = names.map(|name| format!("{name}: s\r\n")).concat();
+    let lines = format!("{lines}mcp_name: kept\r\nx_mcp_session_id: kept\r\n");
+    for (who, session) in [(BOB, ""), (ALICE, "mcp-session-id: s\r\n")] {
+        for method in ["POST", "GET", "DELETE"] {
+            let lines = format!("{who}{session}{lines}{}", self::script("405"));
+            let answer = front.send(method, &lines, "").await;
+            assert_eq!(status(&answer), 405, "{method}");
+            let seen = script.last();
+            for name in names {
+                assert!(!seen.contains_key(name), "{method} {name}");
+            }
+            for name in ["mcp_name", "x_mcp_session_id"] {
+                assert_eq!(seen[name], "kept");
+            }
+            assert_eq!(seen.contains_key("mcp-session-id"), !session.is_empty());
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_protocol_without_sessions_gets_none() {
     let script = Script::default();
     let layer = bound();

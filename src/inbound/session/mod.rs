@@ -78,7 +78,8 @@ const SESSIONS: usize = 65_536;
 /// [`pin`](Self::pin) freezes those of `initialize`. A principal of `None` is *anonymous*: whoever has
 /// none shares its sessions, and nobody else does. In protocol 2026-07-28 and later there are
 /// no sessions: there `mcp-session-id` is checked, and then removed together with `last-event-id`, and the
-/// request is one without a session.
+/// request is one without a session. Spellings of these headers with `_` for `-` are removed from
+/// every request, since some services take them for the same.
 ///
 /// What makes a session is a 2xx response to a POST without `mcp-session-id` that has one. It ends when
 /// it has not been used for 30 minutes ([`idle`](Self::idle); an open stream is no use), when the

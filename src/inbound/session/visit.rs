@@ -15,12 +15,16 @@ use crate::{
     carry::{Inbound, Refused},
     events,
     reply::Rejection,
+    rules::names,
 };
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 const METHOD: HeaderName = HeaderName::from_static("mcp-method");
+
+/// What says here to which session a request belongs, or that it belongs to none.
+static DECISIVE: [HeaderName; 4] = [SESSION_ID, LAST_EVENT_ID, PROTOCOL_VERSION, METHOD];
 
 /// The first version of the protocol without sessions.
 const WITHOUT_SESSIONS: &[u8] = b"2026-07-28";
@@ -89,6 +93,7 @@ impl<P: Principal> Visit<P> {
 impl<P: Principal> SessionLayer<P> {
     /// Whether the request may go on, without what the protocol it names does not know; or its answer.
     pub(super) fn admit(&self, parts: &mut Parts) -> Result<Visit<P>, Rejection> {
+        remove_look_alikes(&mut parts.headers);
         let inbound = if self.policy.pin {
             let inbound = Inbound::attached(&parts.extensions).or_else(Inbound::current);
             Some(inbound.ok_or_else(|| rejected(NO_INBOUND))?)
@@ -229,6 +234,18 @@ fn rejected(rejection: Rejection) -> Rejection {
 fn denied(reason: &'static str) -> Rejection {
     events::session_denied(reason);
     NOT_FOUND
+}
+
+/// Removes what a service that takes `_` for `-` would read, and nothing here does.
+fn remove_look_alikes(headers: &mut HeaderMap) {
+    let is_one = |key: &HeaderName| {
+        let mut decisive = DECISIVE.iter();
+        decisive.any(|name| key != name && names::is_folded(key, name.as_str()))
+    };
+    let found: Vec<_> = headers.keys().filter(|key| is_one(key)).cloned().collect();
+    for key in found {
+        headers.remove(key);
+    }
 }
 
 /// The one id in `headers`, sensitive from here on; an error where it is none that a session can have.
