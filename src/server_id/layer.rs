@@ -47,7 +47,7 @@ type ReadPath = Arc<dyn Fn(&Parts) -> &str + Send + Sync>;
 /// | 400 | -32600 | the body ended early |
 /// | 404 | -32600 | the path is neither of the template nor [unscoped](ServerIdBuilder::unscoped_paths); or its id has a malformed escape, is not UTF-8, empty, `.`, `..`, longer than 256 bytes, or has `/`, `\`, `%`, control or bidi-control characters |
 /// | 413 | -32600 | the body is longer than 4 MiB; a batch has more than 1,024 messages |
-/// | 415 | -32600 | it has a `content-encoding` |
+/// | 415 | -32600 | it has a `content-encoding`; `content-type` is on two lines, or names a `charset` other than `utf-8`: readers that decode by it would find another message |
 #[derive(Clone)]
 #[must_use = "a layer works once it is put around a service"]
 pub struct ServerIdLayer {

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
-    header::{CONTENT_ENCODING, CONTENT_LENGTH, TRAILER},
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRAILER},
     request::Parts,
 };
 use http_body::Body as HttpBody;
@@ -39,6 +39,10 @@ const ELSEWHERE: Rejection = Rejection::fixed(
 const ENCODED: Rejection = Rejection::fixed(
     StatusCode::UNSUPPORTED_MEDIA_TYPE,
     "the body is encoded; send it without `content-encoding`",
+);
+const NOT_UTF8: Rejection = Rejection::fixed(
+    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    "`content-type` names another charset than `utf-8`, or is there twice; send `application/json`",
 );
 
 /// Headers that hold a digest of the body as it came: RFC 9530, RFC 3230, RFC 1864, and those of
@@ -98,7 +102,27 @@ fn admit(
     if parts.headers.contains_key(CONTENT_ENCODING) {
         return Err(ENCODED);
     }
+    if !is_utf8(&parts.headers) {
+        return Err(NOT_UTF8);
+    }
     Buffer::new(scope.max_body, &body.size_hint()).map(Some)
+}
+
+/// Whether every reader takes the body for UTF-8, as JSON is (RFC 8259 section 8.1).
+///
+/// Some decode it by the `charset` of its type, and they differ in where they look for that: wherever
+/// one is named, it has to be this one.
+fn is_utf8(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(CONTENT_TYPE).iter();
+    let only = lines.next().map_or(&[][..], HeaderValue::as_bytes);
+    let only = String::from_utf8_lossy(only).to_ascii_lowercase();
+    let mut named = only.split("charset").skip(1);
+    lines.next().is_none()
+        && named.all(|rest| {
+            let charset = rest.split(';').next().unwrap_or_default().trim();
+            let charset = charset.strip_prefix('=').map(str::trim_start);
+            matches!(charset, Some("utf-8" | "\"utf-8\""))
+        })
 }
 
 /// The body that goes on in place of `body`, of which the headers are made true.
