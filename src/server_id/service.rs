@@ -36,6 +36,11 @@ const ELSEWHERE: Rejection = Rejection::fixed(
     StatusCode::NOT_FOUND,
     "no server has this path; check its server id",
 );
+#[cfg(feature = "axum")]
+const NESTED: Rejection = Rejection::fixed(
+    StatusCode::INTERNAL_SERVER_ERROR,
+    "this path is the rest of another; build `ServerIdLayer` with `.original_uri()`",
+);
 const ENCODED: Rejection = Rejection::fixed(
     StatusCode::UNSUPPORTED_MEDIA_TYPE,
     "the body is encoded; send it without `content-encoding`",
@@ -84,8 +89,12 @@ fn admit(
     parts: &mut Parts,
     body: &impl HttpBody,
 ) -> Result<Option<Buffer>, Rejection> {
-    let path = (scope.read_path)(parts);
+    let path = scope.path(parts);
     let server = if scope.unscoped.contains(path) {
+        #[cfg(feature = "axum")]
+        if scope.misses_path(parts) {
+            return Err(NESTED);
+        }
         None
     } else {
         let id = scope.template.id(path).ok_or(ELSEWHERE)?;
