@@ -150,6 +150,17 @@ const ALWAYS: &[Row<'_>] = &[
         r#"{"method":"m","params":{"server_id\u0000x":"y"}}"#,
         Err(BAD),
     ),
+    (r#"{"method":"m","params":{"serverId":"y"}}"#, Err(BAD)),
+    (
+        r#"{"method":"m","params":{"server_id":"x","serverId":"y"}}"#,
+        Err(BAD),
+    ),
+    (r#"{"method":"m","params":{"server-id":"y"}}"#, Err(BAD)),
+    (
+        r#"{"method":"m","params":{"_Server\u005f\u002dID":"y"}}"#,
+        Err(BAD),
+    ),
+    (r#"{"method":"m","par_ams":{"server_id":"x"}}"#, Err(BAD)),
     (r#"{"method":"m","method":"n"}"#, Err(BAD)),
     (r#"{"method":"m","meth\u006fd":"n"}"#, Err(BAD)),
     (r#"{"method":"m","Method":"n"}"#, Err(BAD)),
@@ -473,6 +484,7 @@ async fn the_parameter_has_another_name() {
             r#"{"method":"m","params":{"Virtual-Server":"x"}}"#,
             Err(BAD),
         ),
+        (r#"{"method":"m","params":{"virtualServer":"x"}}"#, Err(BAD)),
     ];
     gateway.check("/servers/a/mcp", Some("a"), rows).await;
 }

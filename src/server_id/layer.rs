@@ -41,7 +41,7 @@ type ReadPath = Arc<dyn Fn(&Parts) -> &str + Send + Sync>;
 /// | status | code | when |
 /// |---|---|---|
 /// | 400 | -32700 | the body is not JSON (RFC 8259), or is not there |
-/// | 400 | -32600 | it is no JSON-RPC request, notification or response; `jsonrpc`, `id`, `method`, `params`, `result`, `error` or the parameter is repeated, or spelled in another case: readers differ in which one they take |
+/// | 400 | -32600 | it is no JSON-RPC request, notification or response; `jsonrpc`, `id`, `method`, `params`, `result`, `error` or the parameter is repeated, or spelled in another case or with other `_` or `-` (`serverId`): readers differ in which one they take |
 /// | 400 | -32602 | `params` of a request is an array or a scalar |
 /// | 400 | -32600 | it is nested deeper than 128; it is a batch, unless [accepted](ServerIdBuilder::accept_batches) |
 /// | 400 | -32600 | the body ended early |
