@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
-    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRAILER},
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRAILER, UPGRADE},
     request::Parts,
 };
 use http_body::Body as HttpBody;
@@ -35,6 +35,10 @@ use crate::{
 const ELSEWHERE: Rejection = Rejection::fixed(
     StatusCode::NOT_FOUND,
     "no server has this path; check its server id",
+);
+const TUNNEL: Rejection = Rejection::fixed(
+    StatusCode::BAD_REQUEST,
+    "what comes after an upgrade is for no server; send messages without `upgrade` and CONNECT",
 );
 #[cfg(feature = "axum")]
 const NESTED: Rejection = Rejection::fixed(
@@ -104,6 +108,10 @@ fn admit(
         Some(server) => parts.extensions.insert(server),
         None => parts.extensions.remove(),
     };
+    // No message in it would be scoped.
+    if parts.method == Method::CONNECT || parts.headers.contains_key(UPGRADE) {
+        return Err(TUNNEL);
+    }
     if parts.method != Method::POST && body.is_end_stream() {
         internal::settle(&mut parts.extensions, b"");
         return Ok(None);
