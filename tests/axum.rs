@@ -83,3 +83,35 @@ async fn inside_nest_a_message_is_scoped_by_the_rest_or_by_the_original_path() {
         }
     }
 }
+
+#[tokio::test]
+async fn inside_nest_an_unscoped_path_is_not_the_rest_of_a_scoped_one() {
+    let body = r#"{"method":"m","params":{"server_id":"evil"}}"#;
+    let layer = || ServerIdLayer::for_path("/servers/{server_id}/mcp").unscoped_paths(["/mcp"]);
+    for (layer, nested, direct) in [
+        (layer(), 500, 200),
+        (layer().original_uri(), 200, 200),
+        // Who reads the path themselves has decided.
+        (layer().path(|parts| parts.uri.path()), 200, 200),
+    ] {
+        let witness = Witness::default();
+        let routes = Router::new()
+            .route_service("/mcp", witness.clone())
+            .layer(layer.build().unwrap());
+        let app = Router::new()
+            .nest("/servers/{server_id}", routes.clone())
+            .merge(routes);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        let answer = raw(addr, message(addr, "/servers/a/mcp", "", body)).await;
+        assert_eq!(status(&answer), nested);
+        if nested == 500 {
+            assert!(own_error(&answer, -32603).contains("`.original_uri()`"));
+        }
+        assert_eq!(witness.take().len(), usize::from(nested == 200));
+        let answer = raw(addr, message(addr, "/mcp", "", body)).await;
+        assert_eq!(status(&answer), direct);
+        assert_eq!(witness.take().remove(0).server(), None);
+    }
+}

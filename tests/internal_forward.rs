@@ -374,6 +374,28 @@ async fn two_lines_are_from_outside() {
 }
 
 #[tokio::test]
+async fn a_mark_in_another_spelling_is_none_and_goes_no_further() {
+    let peers = InternalForwardLayer::for_peers(|_: &Parts| true);
+    for layer in [InternalForwardLayer::for_keys(&forward()), peers] {
+        for name in [
+            "x_forwarded_internally",
+            "x_forwarded-internally",
+            "X-Forwarded_Internally",
+        ] {
+            let witness = Witness::default();
+            let addr = serve(layer.layer(scoping().layer(witness.clone()))).await;
+            let mark = Proof::at(0).mark();
+            let lines = format!("{name}: {mark}\r\n{name}: 1\r\n");
+            let answer = raw(addr, message(addr, PATH, &lines, BODY)).await;
+            assert_eq!(status(&answer), 200);
+            let seen = witness.take().remove(0);
+            assert!(!seen.is_forwarded(), "{name}");
+            assert_eq!(seen.header(&name.to_lowercase()), None);
+        }
+    }
+}
+
+#[tokio::test]
 async fn keys_are_exchanged_one_worker_after_the_other() {
     let [old, both, new] = [
         vec![("old", vec![1; 32])],

@@ -321,6 +321,40 @@ async fn n11_what_is_no_message_is_400_whatever_its_type() {
     }
 }
 
+/// A reader that decodes by the charset would find another `params`.
+#[tokio::test]
+async fn a_charset_that_is_not_utf_8_is_415() {
+    let scoped = Scoped::new().await;
+    let body = r#"{"method":"m","+AHA-arams":{"server_id":"evil"}}"#;
+    for (content_type, passes) in [
+        ("application/json; charset=utf-8", true),
+        ("application/json;charset=UTF-8", true),
+        ("application/json; Charset = \"Utf-8\" ; x=y", true),
+        ("text/plain", true),
+        ("\u{e9}", true),
+        ("application/json; charset=utf-7", false),
+        ("application/json; charset=utf-16", false),
+        ("application/json; charset=unicode_escape", false),
+        ("application/json; CHARSET=\"utf-7\"", false),
+        ("application/json; charset=\"utf\\-8\"", false),
+        ("application/json; charset=\"utf-8", false),
+        ("application/json; charset=utf-8; charset=utf-7", false),
+        ("application/json; charset=utf-7; charset=utf-8", false),
+        ("application/json; charset=utf-8, text/plain", false),
+        ("application/json; charset*=utf-7''utf-8", false),
+        ("application/json; charset", false),
+        ("application/json; charset=", false),
+        ("application/json; x=\"; charset=utf-7\"", false),
+        ("application/json, application/json; charset=utf-7", false),
+        ("application/json\r\ncontent-type: application/json", false),
+    ] {
+        let lines = format!("content-type: {content_type}\r\n");
+        let got = scoped.send(&lines, body).await.map(|_| ());
+        let expected = if passes { Ok(()) } else { Err((415, -32600)) };
+        assert_eq!(got, expected, "{content_type}");
+    }
+}
+
 #[tokio::test]
 async fn n12_params_of_every_type() {
     let scoped = Scoped::new().await;

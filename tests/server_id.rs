@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use http::Request;
 use mcp_forward::{InternalForward, InternalForwardLayer, MistakeKind, ServerIdLayer};
 use support::{Seen, Witness, message, own_error, raw, serve, status};
-use tower::{Layer, ServiceBuilder};
+use tower::{Layer, ServiceBuilder, ServiceExt};
 
 const BAD: (u16, i64) = (400, -32600);
 const NOT_JSON: (u16, i64) = (400, -32700);
@@ -150,6 +150,17 @@ const ALWAYS: &[Row<'_>] = &[
         r#"{"method":"m","params":{"server_id\u0000x":"y"}}"#,
         Err(BAD),
     ),
+    (r#"{"method":"m","params":{"serverId":"y"}}"#, Err(BAD)),
+    (
+        r#"{"method":"m","params":{"server_id":"x","serverId":"y"}}"#,
+        Err(BAD),
+    ),
+    (r#"{"method":"m","params":{"server-id":"y"}}"#, Err(BAD)),
+    (
+        r#"{"method":"m","params":{"_Server\u005f\u002dID":"y"}}"#,
+        Err(BAD),
+    ),
+    (r#"{"method":"m","par_ams":{"server_id":"x"}}"#, Err(BAD)),
     (r#"{"method":"m","method":"n"}"#, Err(BAD)),
     (r#"{"method":"m","meth\u006fd":"n"}"#, Err(BAD)),
     (r#"{"method":"m","Method":"n"}"#, Err(BAD)),
@@ -462,6 +473,39 @@ async fn what_has_no_body_is_scoped_by_its_path_alone() {
 }
 
 #[tokio::test]
+async fn nothing_becomes_a_tunnel() {
+    let gateway = Gateway::new(builder().build().unwrap()).await;
+    for path in ["/servers/a/mcp", "/mcp"] {
+        for method in ["GET", "POST"] {
+            for (lines, passes) in [
+                ("", true),
+                ("connection: upgrade\r\nupgrade: websocket\r\n", false),
+                ("upgrade: \r\n", false),
+            ] {
+                let body = if method == "GET" {
+                    ""
+                } else {
+                    r#"{"method":"m"}"#
+                };
+                let request = message(gateway.addr, path, lines, body);
+                let request = String::from_utf8(request).unwrap();
+                let answer = raw(gateway.addr, request.replacen("POST", method, 1)).await;
+                let expected = if passes { 200 } else { 400 };
+                assert_eq!(status(&answer), expected, "{method} {path} {lines}");
+                assert_eq!(gateway.witness.take().len(), usize::from(passes));
+            }
+        }
+        // With a path only HTTP/2 has it (RFC 8441), which hyper does not offer by itself.
+        let witness = Witness::default();
+        let service = builder().build().unwrap().layer(witness.clone());
+        let request = Request::connect(path).body(http_body_util::Empty::<bytes::Bytes>::new());
+        let answer = service.oneshot(request.unwrap()).await.unwrap();
+        assert_eq!(answer.status(), 400);
+        assert!(witness.take().is_empty());
+    }
+}
+
+#[tokio::test]
 async fn the_parameter_has_another_name() {
     let gateway = Gateway::new(builder().param("virtual-server").build().unwrap()).await;
     let rows: &[Row<'_>] = &[
@@ -473,6 +517,7 @@ async fn the_parameter_has_another_name() {
             r#"{"method":"m","params":{"Virtual-Server":"x"}}"#,
             Err(BAD),
         ),
+        (r#"{"method":"m","params":{"virtualServer":"x"}}"#, Err(BAD)),
     ];
     gateway.check("/servers/a/mcp", Some("a"), rows).await;
 }

@@ -39,6 +39,7 @@ fn key() -> impl Strategy<Value = String> {
         spelled("name"),
         spelled("Name"),
         spelled("server_id"),
+        spelled("serverId"),
         spelled("params"),
         spelled("method"),
         Just(r#""""#.to_owned()),
@@ -102,11 +103,11 @@ fn value() -> impl Strategy<Value = String> {
     })
 }
 
-/// Members of `params` that are not the parameter, in any case.
+/// Members of `params` that are not the parameter, in any spelling.
 fn others() -> impl Strategy<Value = Vec<String>> {
     let key = key().prop_filter("the parameter is apart", |key| {
         let key: String = serde_json::from_str(key).unwrap();
-        key != "server_id"
+        !["server_id", "serverId"].contains(&&*key)
     });
     vec(
         (key, value()).prop_map(|(key, value)| format!("{key}:{value}")),

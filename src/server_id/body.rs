@@ -26,6 +26,9 @@ const BROKEN: Rejection = Rejection::fixed(
     "the body did not come whole; send the request again",
 );
 
+/// How much room is made for what a body only claims, in bytes.
+const MAX_AHEAD: usize = 64 * 1024;
+
 /// What has come of a body.
 ///
 /// A body of one frame is taken as it is; of more, it is copied together.
@@ -79,8 +82,7 @@ impl Buffer {
         }
         if self.all.is_empty() {
             let more = usize::try_from(more.lower()).unwrap_or(usize::MAX);
-            let room = (length + data.len()).saturating_add(more).min(self.limit);
-            self.all.reserve(room);
+            self.all.reserve(length + data.len() + more.min(MAX_AHEAD));
             self.all.extend_from_slice(&std::mem::take(&mut self.first));
         }
         self.all.extend_from_slice(&data);

@@ -24,6 +24,13 @@ use crate::{
 /// The mark of a request that a worker passed on.
 pub(super) const MARK: HeaderName = HeaderName::from_static("x-forwarded-internally");
 
+/// What servers that take `_` for `-` read as the mark.
+static LIKE_MARK: [HeaderName; 3] = [
+    HeaderName::from_static("x_forwarded_internally"),
+    HeaderName::from_static("x_forwarded-internally"),
+    HeaderName::from_static("x-forwarded_internally"),
+];
+
 const WRONG_ORDER: Rejection = Rejection::fixed(
     StatusCode::INTERNAL_SERVER_ERROR,
     "put `InternalForwardLayer` outside `ServerIdLayer`",
@@ -53,7 +60,8 @@ impl<F: Fn(&Parts) -> bool + Send + Sync> VerifyPeer for F {
 /// Believes the header `x-forwarded-internally` only where the sender proves to be another worker.
 ///
 /// Believed, the request has [`ForwardedInternally`] in its extensions. The header itself goes no
-/// further, whoever sent it; on two lines it is not believed.
+/// further, whoever sent it, nor does one that has `_` for a `-`, which is never believed; on two lines
+/// it is not believed.
 ///
 /// Put it outside your authentication and outside [`ServerIdLayer`](crate::ServerIdLayer), which
 /// compares the body with the proof before the mark counts. The other way round, a request with the
@@ -180,6 +188,9 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         request.extensions_mut().remove::<ForwardedInternally>();
+        for name in &LIKE_MARK {
+            request.headers_mut().remove(name);
+        }
         if request.headers().contains_key(MARK) {
             if request.extensions().get::<ServerId>().is_some() {
                 events::rejected("internal forward", &WRONG_ORDER);

@@ -41,13 +41,15 @@ type ReadPath = Arc<dyn Fn(&Parts) -> &str + Send + Sync>;
 /// | status | code | when |
 /// |---|---|---|
 /// | 400 | -32700 | the body is not JSON (RFC 8259), or is not there |
-/// | 400 | -32600 | it is no JSON-RPC request, notification or response; `jsonrpc`, `id`, `method`, `params`, `result`, `error` or the parameter is repeated, or spelled in another case: readers differ in which one they take |
+/// | 400 | -32600 | it is no JSON-RPC request, notification or response; `jsonrpc`, `id`, `method`, `params`, `result`, `error` or the parameter is repeated, or spelled in another case or with other `_` or `-` (`serverId`): readers differ in which one they take |
 /// | 400 | -32602 | `params` of a request is an array or a scalar |
 /// | 400 | -32600 | it is nested deeper than 128; it is a batch, unless [accepted](ServerIdBuilder::accept_batches) |
 /// | 400 | -32600 | the body ended early |
+/// | 400 | -32600 | the method is CONNECT, or there is an `upgrade` header: what comes after it is no message of this request |
 /// | 404 | -32600 | the path is neither of the template nor [unscoped](ServerIdBuilder::unscoped_paths); or its id has a malformed escape, is not UTF-8, empty, `.`, `..`, longer than 256 bytes, or has `/`, `\`, `%`, control or bidi-control characters |
 /// | 413 | -32600 | the body is longer than 4 MiB; a batch has more than 1,024 messages |
-/// | 415 | -32600 | it has a `content-encoding` |
+/// | 415 | -32600 | it has a `content-encoding`; `content-type` is on two lines, or names a `charset` other than `utf-8`: readers that decode by it would find another message |
+/// | 500 | -32603 | with feature `axum`: the unscoped path is what axum's `nest` left of another one |
 #[derive(Clone)]
 #[must_use = "a layer works once it is put around a service"]
 pub struct ServerIdLayer {
@@ -58,10 +60,30 @@ pub struct ServerIdLayer {
 pub(super) struct Scope {
     pub(super) template: Template,
     pub(super) unscoped: BTreeSet<String>,
-    pub(super) read_path: ReadPath,
+    /// Where it is not simply the URI's.
+    read_path: Option<ReadPath>,
     pub(super) param: String,
     pub(super) accept_batches: bool,
     pub(super) max_body: usize,
+}
+
+impl Scope {
+    pub(super) fn path<'a>(&self, parts: &'a Parts) -> &'a str {
+        let read = self.read_path.as_ref();
+        read.map_or_else(|| parts.uri.path(), |read| read(parts))
+    }
+
+    /// Whether axum's `nest` took a part of the path that nobody looks at.
+    #[cfg(feature = "axum")]
+    pub(super) fn misses_path(&self, parts: &Parts) -> bool {
+        self.read_path.is_none() && original_path(parts) != parts.uri.path()
+    }
+}
+
+#[cfg(feature = "axum")]
+fn original_path(parts: &Parts) -> &str {
+    let original = parts.extensions.get::<axum::extract::OriginalUri>();
+    original.map_or(&parts.uri, |original| &original.0).path()
 }
 
 impl ServerIdLayer {
@@ -81,7 +103,7 @@ impl ServerIdLayer {
         ServerIdBuilder {
             template: template.as_ref().to_owned(),
             unscoped: Vec::new(),
-            read_path: Arc::new(|parts| parts.uri.path()),
+            read_path: None,
             param: "server_id".to_owned(),
             accept_batches: false,
             max_body: MAX_BODY,
@@ -105,7 +127,7 @@ impl fmt::Debug for ServerIdLayer {
 pub struct ServerIdBuilder {
     template: String,
     unscoped: Vec<String>,
-    read_path: ReadPath,
+    read_path: Option<ReadPath>,
     param: String,
     accept_batches: bool,
     max_body: usize,
@@ -121,6 +143,11 @@ impl fmt::Debug for ServerIdBuilder {
 impl ServerIdBuilder {
     /// Lets requests of exactly these paths through for no server. A caller's own parameter is
     /// removed from their messages.
+    ///
+    /// Inside axum's `nest("/servers/{server_id}", …)` every URI is such a path, so nothing would be
+    /// scoped: read the whole path there, with `original_uri()` (feature `axum`) or
+    /// [`path`](Self::path). With that feature, an unscoped path that is the rest of another is
+    /// answered with **500** until then.
     pub fn unscoped_paths(mut self, paths: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
         let paths = paths.into_iter().map(|path| path.as_ref().to_owned());
         self.unscoped.extend(paths);
@@ -157,7 +184,7 @@ impl ServerIdBuilder {
     /// axum's `nest` leaves only the rest of the path in the URI.
     pub fn path(self, read: impl Fn(&Parts) -> &str + Send + Sync + 'static) -> Self {
         Self {
-            read_path: Arc::new(read),
+            read_path: Some(Arc::new(read)),
             ..self
         }
     }
@@ -166,10 +193,7 @@ impl ServerIdBuilder {
     #[cfg(feature = "axum")]
     #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
     pub fn original_uri(self) -> Self {
-        self.path(|parts| {
-            let original = parts.extensions.get::<axum::extract::OriginalUri>();
-            original.map_or(&parts.uri, |original| &original.0).path()
-        })
+        self.path(original_path)
     }
 
     /// Checks the paths and the parameter.

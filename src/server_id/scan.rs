@@ -322,10 +322,10 @@ impl Text<'_> {
             return Likeness::Same;
         }
         // Readers in C stop at a zero.
-        let read = unescaped(raw).take_while(|c| *c != '\0').map(folded);
+        let read = unescaped(raw).take_while(|c| *c != '\0');
         if self.is_escaped && unescaped(raw).eq(name.chars()) {
             Likeness::Same
-        } else if read.eq(name.chars().map(folded)) {
+        } else if folded(read).eq(folded(name.chars())) {
             Likeness::Alike
         } else {
             Likeness::Other
@@ -357,12 +357,13 @@ fn unescaped(raw: &str) -> impl Iterator<Item = char> {
 }
 
 /// As readers that ignore case do it, of whichever kind: four characters outside ASCII are one of its
-/// letters in the other case.
-fn folded(c: char) -> char {
-    match c {
+/// letters in the other case. To those with names in camel case, `_` and `-` only part words.
+fn folded(text: impl Iterator<Item = char>) -> impl Iterator<Item = char> {
+    let letters = text.filter(|c| !matches!(c, '_' | '-'));
+    letters.map(|c| match c {
         '\u{17f}' => 's',
         '\u{212a}' => 'k',
         '\u{130}' | '\u{131}' => 'i',
         c => c.to_ascii_lowercase(),
-    }
+    })
 }

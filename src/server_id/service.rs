@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
-    header::{CONTENT_ENCODING, CONTENT_LENGTH, TRAILER},
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRAILER, UPGRADE},
     request::Parts,
 };
 use http_body::Body as HttpBody;
@@ -36,9 +36,22 @@ const ELSEWHERE: Rejection = Rejection::fixed(
     StatusCode::NOT_FOUND,
     "no server has this path; check its server id",
 );
+const TUNNEL: Rejection = Rejection::fixed(
+    StatusCode::BAD_REQUEST,
+    "what comes after an upgrade is for no server; send messages without `upgrade` and CONNECT",
+);
+#[cfg(feature = "axum")]
+const NESTED: Rejection = Rejection::fixed(
+    StatusCode::INTERNAL_SERVER_ERROR,
+    "this path is the rest of another; build `ServerIdLayer` with `.original_uri()`",
+);
 const ENCODED: Rejection = Rejection::fixed(
     StatusCode::UNSUPPORTED_MEDIA_TYPE,
     "the body is encoded; send it without `content-encoding`",
+);
+const NOT_UTF8: Rejection = Rejection::fixed(
+    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    "`content-type` names another charset than `utf-8`, or is there twice; send `application/json`",
 );
 
 /// Headers that hold a digest of the body as it came: RFC 9530, RFC 3230, RFC 1864, and those of
@@ -80,8 +93,12 @@ fn admit(
     parts: &mut Parts,
     body: &impl HttpBody,
 ) -> Result<Option<Buffer>, Rejection> {
-    let path = (scope.read_path)(parts);
+    let path = scope.path(parts);
     let server = if scope.unscoped.contains(path) {
+        #[cfg(feature = "axum")]
+        if scope.misses_path(parts) {
+            return Err(NESTED);
+        }
         None
     } else {
         let id = scope.template.id(path).ok_or(ELSEWHERE)?;
@@ -91,6 +108,10 @@ fn admit(
         Some(server) => parts.extensions.insert(server),
         None => parts.extensions.remove(),
     };
+    // No message in it would be scoped.
+    if parts.method == Method::CONNECT || parts.headers.contains_key(UPGRADE) {
+        return Err(TUNNEL);
+    }
     if parts.method != Method::POST && body.is_end_stream() {
         internal::settle(&mut parts.extensions, b"");
         return Ok(None);
@@ -98,7 +119,27 @@ fn admit(
     if parts.headers.contains_key(CONTENT_ENCODING) {
         return Err(ENCODED);
     }
+    if !is_utf8(&parts.headers) {
+        return Err(NOT_UTF8);
+    }
     Buffer::new(scope.max_body, &body.size_hint()).map(Some)
+}
+
+/// Whether every reader takes the body for UTF-8, as JSON is (RFC 8259 section 8.1).
+///
+/// Some decode it by the `charset` of its type, and they differ in where they look for that: wherever
+/// one is named, it has to be this one.
+fn is_utf8(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(CONTENT_TYPE).iter();
+    let only = lines.next().map_or(&[][..], HeaderValue::as_bytes);
+    let only = String::from_utf8_lossy(only).to_ascii_lowercase();
+    let mut named = only.split("charset").skip(1);
+    lines.next().is_none()
+        && named.all(|rest| {
+            let charset = rest.split(';').next().unwrap_or_default().trim();
+            let charset = charset.strip_prefix('=').map(str::trim_start);
+            matches!(charset, Some("utf-8" | "\"utf-8\""))
+        })
 }
 
 /// The body that goes on in place of `body`, of which the headers are made true.

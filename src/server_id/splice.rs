@@ -30,10 +30,9 @@ const LONG_BATCH: Rejection = Rejection::fixed(
     "the batch has more than 1024 messages; send fewer at once",
 );
 const AMBIGUOUS: Rejection =
-    refusal("a member of the message is repeated or spelled in another case; send it once");
-const AMBIGUOUS_PARAM: Rejection = refusal(
-    "the server parameter is repeated or spelled in another case in `params`; leave it out",
-);
+    refusal("a member of the message is repeated or spelled another way; send it once");
+const AMBIGUOUS_PARAM: Rejection =
+    refusal("the server parameter is repeated or spelled another way in `params`; leave it out");
 const METHOD_TYPE: Rejection = refusal("`method` is no string; send its name");
 const NEITHER: Rejection =
     refusal("the message is neither a request nor a response; send one of the two");

@@ -45,8 +45,17 @@ pub enum Tree {
 pub enum Reader {
     First,
     Last,
-    /// The last of those that are equal but for their case.
+    /// The last of those that are equal but for their case, and for what parts their words.
     Folding,
+}
+
+impl Reader {
+    fn name(self, key: &str) -> String {
+        match self {
+            Self::First | Self::Last => key.to_owned(),
+            Self::Folding => key.to_uppercase().to_lowercase().replace(['_', '-'], ""),
+        }
+    }
 }
 
 pub const READERS: [Reader; 3] = [Reader::First, Reader::Last, Reader::Folding];
@@ -152,10 +161,6 @@ fn text(rest: &mut &str) -> Option<String> {
     None
 }
 
-fn folded(key: &str) -> String {
-    key.to_uppercase().to_lowercase()
-}
-
 /// What `reader` makes of a tree: one member for each key, sorted.
 pub fn canonical(tree: &Tree, reader: Reader) -> Tree {
     match tree {
@@ -163,17 +168,11 @@ pub fn canonical(tree: &Tree, reader: Reader) -> Tree {
         Tree::Object(members) => {
             let mut read = BTreeMap::new();
             for (key, tree) in members {
-                let tree = canonical(tree, reader);
-                match reader {
-                    Reader::First => {
-                        read.entry(key.clone()).or_insert(tree);
-                    }
-                    Reader::Last => {
-                        read.insert(key.clone(), tree);
-                    }
-                    Reader::Folding => {
-                        read.insert(folded(key), tree);
-                    }
+                let (key, tree) = (reader.name(key), canonical(tree, reader));
+                if reader == Reader::First {
+                    read.entry(key).or_insert(tree);
+                } else {
+                    read.insert(key, tree);
                 }
             }
             Tree::Object(read.into_iter().collect())
@@ -205,7 +204,7 @@ fn set(tree: &Tree, key: &str, value: Option<Tree>) -> Tree {
 }
 
 /// What a message, as some reader has it, should have become.
-fn edited(message: &Tree, id: Option<&str>) -> Tree {
+fn edited(message: &Tree, reader: Reader, id: Option<&str>) -> Tree {
     if get(message, "method").is_none() {
         return message.clone();
     }
@@ -215,7 +214,11 @@ fn edited(message: &Tree, id: Option<&str>) -> Tree {
         _ => return message.clone(),
     };
     let id = id.map(|id| Tree::Text(id.to_owned()));
-    set(message, "params", Some(set(&params, "server_id", id)))
+    set(
+        message,
+        "params",
+        Some(set(&params, &reader.name("server_id"), id)),
+    )
 }
 
 /// What a future that waits for nothing gives.
@@ -285,7 +288,7 @@ pub fn check(layer: &ServerIdLayer, path: &str, id: Option<&str>, body: &[u8]) -
     assert_eq!(before.len(), after.len());
     for reader in READERS {
         for (before, after) in before.iter().zip(&after) {
-            let expected = edited(&canonical(before, reader), id);
+            let expected = edited(&canonical(before, reader), reader, id);
             assert_eq!(
                 canonical(after, reader),
                 canonical(&expected, Reader::Last),
