@@ -76,7 +76,9 @@ const SESSIONS: usize = 65_536;
 ///
 /// Each request still carries the headers of its own caller, so that a renewed token is used at once;
 /// [`pin`](Self::pin) freezes those of `initialize`. A principal of `None` is *anonymous*: whoever has
-/// none shares its sessions, and nobody else does. In protocol 2026-07-28 and later there are
+/// none shares its sessions, and nobody else does. Where your authentication stands inside this layer, or
+/// the closure finds nothing, that is everybody: the first anonymous session of a layer is told at WARN
+/// (feature `tracing`), and [`require_principal`](Self::require_principal) allows none. In protocol 2026-07-28 and later there are
 /// no sessions: there `mcp-session-id` is checked, and then removed together with `last-event-id`, and the
 /// request is one without a session. Spellings of these headers with `_` for `-` are removed from
 /// every request, since some services take them for the same.
