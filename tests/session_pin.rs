@@ -22,10 +22,10 @@ use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use http_body::Frame;
 use hyper::body::Incoming;
-use mcp_forward::{Inbound, Relay, SessionLayer, Upstream, inbound::Principal};
+use mcp_forward::{Inbound, RefusalLayer, Relay, SessionLayer, Upstream, inbound::Principal};
 use session::{ALICE, ALICE_RENEWED, BOB, Front, STAGES, front, user};
 use support::{RawUpstream, http_client, status};
-use tower::service_fn;
+use tower::{Layer, service_fn};
 
 fn pinned() -> SessionLayer<String> {
     SessionLayer::bind(user).pin()
@@ -219,7 +219,6 @@ async fn no_handle_changes_it_and_every_place_has_it() {
 }
 
 #[tokio::test]
-#[ignore = "the relay marks no refusal yet"]
 async fn a_refusal_of_the_frozen_headers_ends_the_session() {
     for (layer, lives) in [(pinned(), false), (SessionLayer::bind(user), true)] {
         for refusal in [401, 403] {
@@ -235,10 +234,13 @@ async fn a_refusal_of_the_frozen_headers_ends_the_session() {
             })
             .await;
             let up = upstream(&server.url("/mcp"));
-            let front = Front::start(&up, &layer, Relay::new(&up, http_client())).await;
+            let relay = RefusalLayer::new().layer(Relay::new(&up, http_client()));
+            let front = Front::start(&up, &layer, relay).await;
             assert_eq!(status(&front.initialize(ALICE).await), 200);
             let refused = front.call("s", ALICE).await;
             assert_eq!(status(&refused), refusal);
+            // Told by the refusal layer.
+            assert_eq!(refused.contains("www-authenticate: Bearer"), refusal == 401);
             assert_eq!(layer.live() == 1, lives);
             // So the client begins anew, with what it has now.
             if !lives {
