@@ -164,6 +164,10 @@ impl<P: Principal> SessionLayer<P> {
     /// token is *not* used, and whoever begins the session with more rights keeps them for all of the
     /// principal's requests in it. Where an upstream refuses the frozen headers, the session ends, so
     /// that the client initializes anew. For upstreams that hold a session to the token that began it.
+    ///
+    /// The frozen values are kept as long as the session. They take at most the number of sessions times
+    /// [what may be captured](crate::inbound::CaptureBuilder::max_total): unless set otherwise, 256 times
+    /// 64 KiB for one principal, which is 16 MiB, and 65,536 times 64 KiB for all, which is 4 GiB.
     pub fn pin(mut self) -> Self {
         self.policy.pin = true;
         self
