@@ -263,6 +263,42 @@ async fn a_session_is_told_of_without_its_id() {
     );
 }
 
+#[cfg(feature = "session")]
+#[tokio::test]
+async fn the_first_session_of_nobody_is_told_once_a_layer() {
+    let server = RawUpstream::new(|request| {
+        let id = request.all("x-begins").join("");
+        let head = format!("HTTP/1.1 200 OK\r\nmcp-session-id: {id}\r\nconnection: close\r\n");
+        format!("{head}content-length: 0\r\n\r\n").into_bytes()
+    })
+    .await;
+    let up = Upstream::builder("up", server.url("/mcp"));
+    let up = up.allow("x-begins").build().unwrap();
+    let (_, log) = logged(async {
+        for _ in 0..2 {
+            let layer = mcp_forward::SessionLayer::bind_header("x-user").unwrap();
+            for layer in [layer.clone(), layer] {
+                let capture = mcp_forward::CaptureLayer::for_upstreams([&up]).build();
+                let relay = Relay::new(&up, http_client());
+                let addr = serve(capture.unwrap().layer(layer.layer(relay))).await;
+                for lines in [
+                    "x-user: a\r\nx-begins: a\r\n",
+                    "x-begins: b\r\n",
+                    "x-begins: b\r\n",
+                ] {
+                    assert_eq!(status(&raw(addr, post(addr, lines)).await), 200);
+                }
+            }
+        }
+    })
+    .await;
+    let own = own(&log);
+    let told = own.iter().filter(|line| line.starts_with("WARN"));
+    let expected = "WARN a session of nobody; if you have authentication, put it outside \
+                    `SessionLayer`, else all callers are one";
+    assert_eq!(told.collect::<Vec<_>>(), [expected, expected]);
+}
+
 /// What is told of a message on `path` with `lines`, to a worker that believes `x-worker`.
 async fn scoped(path: &str, lines: &str, body: &str) -> Vec<String> {
     let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").build();

@@ -76,7 +76,9 @@ const SESSIONS: usize = 65_536;
 ///
 /// Each request still carries the headers of its own caller, so that a renewed token is used at once;
 /// [`pin`](Self::pin) freezes those of `initialize`. A principal of `None` is *anonymous*: whoever has
-/// none shares its sessions, and nobody else does. In protocol 2026-07-28 and later there are
+/// none shares its sessions, and nobody else does. Where your authentication stands inside this layer, or
+/// the closure finds nothing, that is everybody: the first anonymous session of a layer is told at WARN
+/// (feature `tracing`), and [`require_principal`](Self::require_principal) allows none. In protocol 2026-07-28 and later there are
 /// no sessions: there `mcp-session-id` is checked, and then removed together with `last-event-id`, and the
 /// request is one without a session. Spellings of these headers with `_` for `-` are removed from
 /// every request, since some services take them for the same.
@@ -161,7 +163,12 @@ impl<P: Principal> SessionLayer<P> {
     /// Later requests of the session go on with those, whatever they carry themselves: a renewed
     /// token is *not* used, and whoever begins the session with more rights keeps them for all of the
     /// principal's requests in it. Where an upstream answers 401 to a frozen credential of the
-    /// caller's, the session ends, so that the client initializes anew. For upstreams that hold a session to the token that began it.
+    /// caller's, the session ends, so that the client initializes anew. For upstreams that hold a
+    /// session to the token that began it.
+    ///
+    /// The frozen values are kept as long as the session. They take at most the number of sessions times
+    /// [what may be captured](crate::inbound::CaptureBuilder::max_total): unless set otherwise, 256 times
+    /// 64 KiB for one principal, which is 16 MiB, and 65,536 times 64 KiB for all, which is 4 GiB.
     pub fn pin(mut self) -> Self {
         self.policy.pin = true;
         self
