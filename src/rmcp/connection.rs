@@ -59,7 +59,10 @@ impl Connection {
         let front = outbound.session().cloned();
         let bridge = Bridge::new(front.clone(), answerable, routes);
         let running = bridge.serve_with_lifecycle(transport, lifecycle).await;
-        let running = running.map_err(|error| Error::handshake(outbound.upstream(), &error))?;
+        let running = running.map_err(|error| match wire.refusal() {
+            Some(refusal) => Error::refused(refusal),
+            None => Error::handshake(outbound.upstream(), &error),
+        })?;
         // A cached answer would be one caller's for another.
         let uncached = ClientCacheConfig::disabled();
         running.set_response_cache_config(uncached).await;
@@ -150,7 +153,6 @@ impl Connection {
         let handle = sent.await.map_err(|error| Error::call(upstream, error))?;
         let mut abandoned = Abandoned {
             peer,
-            outbound,
             id: Some(handle.id.clone()),
         };
         let asked = caller.map(|caller| &caller.peer);
@@ -188,10 +190,10 @@ impl Connection {
     }
 }
 
-/// Tells the upstream that nobody waits any more.
+/// Tells the upstream that nobody waits any more; as whoever called last, since the token of the call
+/// may have been renewed meanwhile.
 struct Abandoned<'a> {
     peer: &'a Peer<RoleClient>,
-    outbound: &'a Outbound,
     id: Option<RequestId>,
 }
 
@@ -204,8 +206,7 @@ impl Drop for Abandoned<'_> {
         };
         let reason = Some("the caller has gone".to_owned());
         let params = CancelledNotificationParam::new(Some(id), reason);
-        let mut notification = CancelledNotification::new(params);
-        notification.extensions.insert(self.outbound.clone());
+        let notification = CancelledNotification::new(params);
         let peer = self.peer.clone();
         runtime.spawn(async move { peer.send_notification(notification.into()).await });
     }

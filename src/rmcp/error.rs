@@ -69,6 +69,10 @@ impl Error {
         Self(Arc::new(inner))
     }
 
+    pub(super) fn refused(refusal: Refusal) -> Self {
+        Self(Arc::new(Inner::Refused(refusal)))
+    }
+
     fn answered(upstream: &Upstream, data: ErrorData) -> Self {
         let upstream = upstream.name().to_owned();
         Self(Arc::new(Inner::Answered { upstream, data }))
@@ -123,7 +127,7 @@ impl Error {
     ) -> Self {
         match error.downcast_ref::<StreamableHttpError<WireError>>() {
             Some(StreamableHttpError::Client(WireError::Refused(refusal))) => {
-                Self(Arc::new(Inner::Refused(refusal.clone())))
+                Self::refused(refusal.clone())
             }
             Some(StreamableHttpError::Client(WireError::Unreachable)) => {
                 Self::failed(upstream, ErrorKind::Unreachable, "cannot be reached")

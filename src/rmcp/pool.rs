@@ -201,6 +201,8 @@ impl Pool {
             ready(if is_same { Op::Remove } else { Op::Nop })
         };
         entry.and_compute_with(same).await;
+        // moka keeps what it has removed until then.
+        kept.run_pending_tasks().await;
     }
 }
 

@@ -35,6 +35,8 @@ pub(super) struct Wire {
     http: reqwest::Client,
     /// For requests without a message: GET, DELETE, and what rmcp sends of itself.
     newest: Arc<Mutex<Outbound>>,
+    /// The last one. rmcp loses that of its `notifications/initialized`.
+    refusal: Arc<Mutex<Option<Refusal>>>,
     routes: Routes,
 }
 
@@ -57,6 +59,7 @@ impl Wire {
         Self {
             http,
             newest: Arc::new(Mutex::new(outbound)),
+            refusal: Arc::default(),
             routes,
         }
     }
@@ -72,6 +75,11 @@ impl Wire {
     pub(super) fn newest(&self) -> Outbound {
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         newest.clone()
+    }
+
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        refusal.clone()
     }
 
     fn outbound(&self, message: &ClientJsonRpcMessage) -> Outbound {
@@ -161,7 +169,14 @@ impl StreamableHttpClient for Wire {
             custom_headers,
             max_sse_event_size,
         );
-        let answer = exchange.await.map_err(|error| failure(&outbound, error))?;
+        let answer = exchange.await.map_err(|error| {
+            let failure = failure(&outbound, error);
+            if let Failure::Client(WireError::Refused(refusal)) = &failure {
+                let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+                *last = Some(refusal.clone());
+            }
+            failure
+        })?;
         Ok(match (answer, route) {
             (StreamableHttpPostResponse::Sse(events, session_id), Some(route)) => {
                 StreamableHttpPostResponse::Sse(tapped(events, route), session_id)

@@ -1,0 +1,120 @@
+//! The layers around what is served, and the server itself.
+
+use std::{convert::Infallible, io, net::SocketAddr};
+
+use axum::{Router, body::Body};
+use bytes::Bytes;
+use http::{HeaderName, Request, Response, uri::Scheme};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{
+        Client,
+        connect::{Connect, HttpConnector},
+    },
+    rt::TokioExecutor,
+};
+use mcp_forward::{CaptureLayer, ProbeLayer, RefusalLayer, Upstream, outbound};
+use tokio::{net::TcpListener, signal::ctrl_c};
+use tower::{BoxError, Service, ServiceBuilder};
+use tower_http::{sensitive_headers::SetSensitiveRequestHeadersLayer, trace::TraceLayer};
+use tracing_subscriber::filter::EnvFilter;
+
+use super::{GUARDED, front::Front};
+
+/// One client, one pool, for whoever needs one.
+pub(crate) type HttpClient<C> = Client<C, outbound::Body<Body>>;
+
+pub(crate) fn http_client<C: Connect + Clone>(connector: C) -> HttpClient<C> {
+    Client::builder(TokioExecutor::new()).build(connector)
+}
+
+/// Whether one of them needs TLS, and with it this machine's certificates.
+pub(crate) fn any_https(upstreams: &[Upstream]) -> bool {
+    let mut schemes = upstreams.iter().map(|it| it.url().scheme());
+    schemes.any(|it| it == Some(&Scheme::HTTPS))
+}
+
+/// Connects as the URL says.
+pub(crate) fn https() -> io::Result<HttpsConnector<HttpConnector>> {
+    let connector = HttpsConnectorBuilder::new().with_native_roots()?;
+    Ok(connector.https_or_http().enable_all_versions().build())
+}
+
+/// By default without what rmcp tells of each session, such as its id.
+pub(crate) fn log_to_stderr() {
+    let chosen = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,rmcp=warn".to_owned());
+    let logs = tracing_subscriber::fmt().with_env_filter(EnvFilter::builder().parse_lossy(chosen));
+    logs.with_writer(io::stderr).init();
+}
+
+/// `service` at `/mcp`, with those layers around it that know the caller.
+pub(crate) fn app<S, R, C>(
+    front: &Front,
+    upstreams: &[Upstream],
+    capture: CaptureLayer,
+    client: HttpClient<C>,
+    service: S,
+) -> Router
+where
+    S: Service<Request<Body>, Response = Response<R>, Error = Infallible>,
+    S: Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    R: http_body::Body<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
+    C: Connect + Clone + Send + Sync + 'static,
+{
+    // Without --probe it has nobody to ask.
+    let targets = if front.probe { upstreams } else { &[] }.to_vec();
+    let probe = ProbeLayer::new(client, move |_| targets.clone());
+    let mut probe = probe.challenge(front.challenge.clone());
+    if front.fail_closed {
+        probe = probe.fail_closed();
+    }
+    // Outermost first.
+    let service = ServiceBuilder::new()
+        .layer(probe)
+        .layer(RefusalLayer::new().challenge(front.challenge.clone()))
+        .service(service);
+    let mut app = Router::new().route_service("/mcp", service);
+    if let Some(sessions) = &front.sessions {
+        app = app.route_layer(sessions.clone());
+    }
+    app.route_layer(capture)
+}
+
+/// Serves `app` until Ctrl-C; no log has a value of `names`.
+pub(crate) async fn serve(
+    listen: SocketAddr,
+    app: Router,
+    names: &[HeaderName],
+) -> Result<(), BoxError> {
+    let guarded = GUARDED.map(HeaderName::from_static);
+    let sensitive = names.iter().cloned().chain(guarded);
+    // The query may hold a token, so the span has the path only.
+    let trace = TraceLayer::new_for_http().make_span_with(|request: &Request<Body>| {
+        tracing::debug_span!("request", method = %request.method(), path = request.uri().path())
+    });
+    // Outermost first.
+    let app = app.route_layer(
+        ServiceBuilder::new()
+            .layer(SetSensitiveRequestHeadersLayer::new(sensitive))
+            .layer(trace),
+    );
+    let listener = TcpListener::bind(listen).await;
+    let listener = listener.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    println!("listening on http://{}/mcp", listener.local_addr()?);
+
+    let interrupt = async {
+        let _ = ctrl_c().await;
+        tracing::info!("ends after the open requests; Ctrl-C again ends at once");
+    };
+    let second_interrupt = async {
+        ctrl_c().await?;
+        ctrl_c().await
+    };
+    let served = axum::serve(listener, app).with_graceful_shutdown(interrupt);
+    tokio::select! {
+        ended = served.into_future() => Ok(ended?),
+        Ok(()) = second_interrupt => std::process::exit(130),
+    }
+}
