@@ -44,7 +44,8 @@ def check(addresses, report):
             passed = sum(it[0] for it in column.values())
             cells.append(f"{passed} of {passed + sum(it[1] for it in column.values())}")
             for scenario, (due, failed) in direct.items():
-                if failed == 0 and column.get(scenario) != (due, 0):
-                    found = column.get(scenario, (0, 0))
-                    faults.append(f"{name}: {scenario}: {found[0]} passed, {found[1]} failed; directly {due}")
+                # How many checks pass differs where one of them is only noted, or asks for what a hop decides.
+                passed, broken = column.get(scenario, (0, 0))
+                if failed == 0 and (passed == 0 or broken > 0):
+                    faults.append(f"{name}: {scenario}: {passed} passed, {broken} failed; directly {due} passed")
         report.row(f"conformance {title}", cells, faults)

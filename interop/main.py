@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 
 import conformance
+import figures
 import forwarding
 from authority import authority
 from processes import end_on_signals, serving
@@ -40,7 +41,7 @@ def proxies(examples, names, upstream, flags, rest=lambda _: []):
 
 def main(examples, names):
     end_on_signals()
-    report = Report(["direct", *names])
+    report = Report(["direct", *names, "FastMCP"])
     with ExitStack() as started:
         direct = started.enter_context(conformance.everything_server())
         addresses = {"direct": direct}
@@ -56,6 +57,13 @@ def main(examples, names):
             addresses[name] = started.enter_context(it)
         tokens.resources |= {name: f"{address}/mcp" for name, address in addresses.items()}
         forwarding.check(addresses, tokens, report)
+    with ExitStack() as started:
+        direct = started.enter_context(figures.upstream())
+        addresses = {"direct": direct}
+        for name, it in proxies(examples, names, direct, figures.FLAGS):
+            addresses[name] = started.enter_context(it)
+        addresses["FastMCP"] = started.enter_context(figures.fastmcp_proxy(direct))
+        figures.check(addresses, names, report)
     print(f"{time.monotonic() - report.began:.0f} s")
     return report.failed
 
