@@ -27,8 +27,9 @@ pub struct Error(#[from] Arc<Inner>);
 
 #[derive(Debug, thiserror::Error)]
 enum Inner {
-    #[error(transparent)]
-    Refused(Refusal),
+    // A source, and not transparent: whoever reports a refusal looks for it among the causes.
+    #[error("{0}")]
+    Refused(#[source] Refusal),
     #[error("upstream `{upstream}` answered with error {}", data.code.0)]
     Answered { upstream: String, data: ErrorData },
     #[error("upstream `{upstream}` {what}")]

@@ -101,7 +101,7 @@ impl Pool {
     /// attempt, and all learn how it ended.
     pub(super) async fn lease(self: &Arc<Self>, outbound: &Outbound) -> Result<Lease, Error> {
         let Some(kept) = &self.kept else {
-            let connection = self.connect(outbound).await?;
+            let connection = Box::pin(self.connect(outbound)).await?;
             return Ok(Lease {
                 connection,
                 place: None,
@@ -112,14 +112,16 @@ impl Pool {
                 Some(session) if !self.is_sessionless() => Key::Session(session.clone()),
                 _ => Key::Exact(outbound.clone()),
             };
-            if let Some(found) = kept.get(&key).await
-                && !found.is_open()
-            {
-                self.remove(&key, &found).await;
-            }
-            let connecting = self.connect(outbound);
-            let connection = kept.try_get_with_by_ref(&key, connecting).await;
-            let connection = connection.map_err(|error| Error::clone(&error))?;
+            let connection = match kept.get(&key).await {
+                Some(found) if found.is_open() => found,
+                lost => {
+                    if let Some(lost) = lost {
+                        self.remove(&key, &lost).await;
+                    }
+                    let connecting = Box::pin(kept.try_get_with_by_ref(&key, self.connect(outbound)));
+                    connecting.await.map_err(|error| Error::clone(&error))?
+                }
+            };
             if matches!(key, Key::Session(_)) && connection.is_sessionless() {
                 // The upstream turned out to know no sessions: the next turn finds it by its caller.
                 self.remove(&key, &connection).await;

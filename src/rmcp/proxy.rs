@@ -38,9 +38,9 @@ use crate::{
 /// - Tools and prompts are named `<upstream>_<name>`; upstreams' names have no `_`.
 /// - A resource belongs to the first upstream, in the order given, that lists its URI or a template for
 ///   it, as this caller; a URI that nobody lists is asked nowhere.
-/// - Lists are asked for at all upstreams at once. An upstream that fails does not empty the list: it is
-///   named in the log and in the result's `_meta`, under `mcp-forward/failed`. If all refuse, the
-///   caller gets the refusal.
+/// - Lists are asked for at all upstreams at once. An upstream that fails, or takes longer than 30 s,
+///   does not empty the list: it is named in the log and in the result's `_meta`, under
+///   `mcp-forward/failed`. If all refuse, the caller gets the refusal.
 ///
 /// Progress and log messages of a call go to its caller, under the caller's own progress token; sampling,
 /// elicitation and roots to the caller of the call that they belong to, and one that belongs to no
@@ -98,15 +98,19 @@ impl Proxy {
 }
 
 /// Does `work` as the caller, until the caller cancels it.
-async fn serve<T>(
-    context: &RequestContext<RoleServer>,
-    work: impl Future<Output = Result<T, ErrorData>> + Send,
-) -> Result<T, ErrorData> {
+///
+/// It is boxed at once: unboxed, rmcp's server would have all handlers' futures on one stack.
+fn serve<'a, T: 'a>(
+    context: &'a RequestContext<RoleServer>,
+    work: impl Future<Output = Result<T, ErrorData>> + Send + 'a,
+) -> impl Future<Output = Result<T, ErrorData>> + Send + 'a {
     // rmcp would leave the caller without an answer to a panic.
-    let work = AssertUnwindSafe(context.scope(work)).catch_unwind();
-    tokio::select! {
-        done = work => done.unwrap_or_else(|_| Err(failed("the proxy failed on this message"))),
-        () = context.ct.cancelled() => Err(failed("the caller cancelled this message")),
+    let work = Box::pin(AssertUnwindSafe(context.scope(work)).catch_unwind());
+    async {
+        tokio::select! {
+            done = work => done.unwrap_or_else(|_| Err(failed("the proxy failed on this message"))),
+            () = context.ct.cancelled() => Err(failed("the caller cancelled this message")),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Everything here runs as the caller, in the scope of the message. It may not know MCP methods beyond
 //! what it lists.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::future::join_all;
 use rmcp::{
@@ -29,6 +29,10 @@ const FAILED: &str = "mcp-forward/failed";
 
 /// How many pages of one upstream are looked through for a URI.
 const MAX_PAGES: usize = 64;
+
+/// How long one of several upstreams may take for what all are asked. Clients give up after 60 s, and
+/// would then have nothing from the others either.
+const ALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What one message may reach.
 pub(super) struct Reach<'a> {
@@ -60,7 +64,9 @@ impl<'a> Reach<'a> {
 
     /// A client for this message.
     pub(super) async fn client(&self, upstream: &Upstream) -> Result<Client, ErrorData> {
-        let client = self.factory.connect(upstream).await?;
+        let f = self.factory.connect(upstream);
+        eprintln!("SIZE connect {}", std::mem::size_of_val(&f));
+        let client = f.await?;
         Ok(client.in_call(self.context))
     }
 
@@ -84,12 +90,12 @@ impl<'a> Reach<'a> {
         if let Some(only) = self.only() {
             return Ok(only);
         }
-        let looked = self.upstreams.iter().map(|upstream| async move {
-            let listed = self.lists::<ListResourcesResult>(upstream, uri).await?;
-            Ok(listed
-                || self
-                    .lists::<ListResourceTemplatesResult>(upstream, uri)
-                    .await?)
+        let looked = self.upstreams.iter().map(|upstream| {
+            in_time(upstream, async move {
+                let listed = self.lists::<ListResourcesResult>(upstream, uri).await?;
+                let listing = self.lists::<ListResourceTemplatesResult>(upstream, uri);
+                Ok(listed || listing.await?)
+            })
         });
         let found = self.settle(join_all(looked)).await?;
         let owner = found.into_iter().find(|(_, has)| matches!(has, Ok(true)));
@@ -122,7 +128,9 @@ impl<'a> Reach<'a> {
     ) -> Result<P, ErrorData> {
         let params = cursor.map(|it| PaginatedRequestParams::default().with_cursor(Some(it)));
         let client = self.client(upstream).await?;
-        match P::ask(&client, params).await {
+        let f = P::ask(&client, params);
+        eprintln!("SIZE ask {}", std::mem::size_of_val(&f));
+        match f.await {
             Err(error)
                 if error
                     .data()
@@ -150,12 +158,12 @@ impl<'a> Reach<'a> {
                 Some(cursors) => cursors.remove(upstream.name()).map(Some),
                 None => Some(None),
             };
-            async move {
+            in_time(upstream, async move {
                 match cursor {
                     Some(cursor) => self.page::<P>(upstream, cursor).await,
                     None => Ok(P::default()),
                 }
-            }
+            })
         });
         let pages = self.settle(join_all(asked)).await?;
         let mut all = P::default();
@@ -201,7 +209,7 @@ impl<'a> Reach<'a> {
     {
         let sent = self.upstreams.iter().map(|upstream| {
             let client = self.client(upstream);
-            async { Ok(send(client.await?).await?) }
+            in_time(upstream, async { Ok(send(client.await?).await?) })
         });
         self.settle(join_all(sent)).await.map(drop)
     }
@@ -250,6 +258,15 @@ impl<'a> Reach<'a> {
         let first = answers.into_iter().find_map(|(_, answer)| answer.err());
         Err(first.unwrap_or_else(|| ErrorData::internal_error("there is no upstream", None)))
     }
+}
+
+/// What `work` gives, or that it took too long.
+async fn in_time<T>(
+    upstream: &Upstream,
+    work: impl Future<Output = Result<T, ErrorData>>,
+) -> Result<T, ErrorData> {
+    let done = tokio::time::timeout(ALL_TIMEOUT, work).await;
+    done.unwrap_or_else(|_| Err(Error::late(upstream).into()))
 }
 
 /// Where each upstream's next page begins: what `list` has put into the cursor.

@@ -1,0 +1,104 @@
+//! `rmcp::Proxy`: each upstream receives exactly its own headers, and each caller's.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+#[path = "support/proxy.rs"]
+mod proxy;
+mod support;
+
+use mcp_forward::Rule;
+use proxy::{Caller, ERAS, Offer, Site, bounded, front};
+use serde_json::json;
+
+/// What a request has besides its transport's own headers.
+fn carried(heard: &proxy::Heard) -> Vec<String> {
+    let lines = heard.headers.iter();
+    let mut lines: Vec<_> = lines
+        .filter(|(name, _)| name.as_str().starts_with("x-") || *name == "authorization")
+        .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+        .collect();
+    lines.sort();
+    lines
+}
+
+#[tokio::test]
+async fn two_upstreams_each_receive_their_own_headers() {
+    bounded(async {
+        for newest in [false, true] {
+            let offer = Offer {
+                newest,
+                resources: vec!["file:///r"],
+                ..Offer::default()
+            };
+            let github = Site::start("github", offer.clone()).await;
+            let search = Site::start("search", offer).await;
+            let upstreams = [
+                github
+                    .builder()
+                    .rule(
+                        Rule::new("x-github-token")
+                            .to("authorization")
+                            .bearer()
+                            .required(),
+                    )
+                    .set("x-proxy", "edge-1")
+                    .build()
+                    .unwrap(),
+                search
+                    .builder()
+                    .allow("x-user")
+                    .rule(Rule::new("x-search-token").to("x-key"))
+                    .build()
+                    .unwrap(),
+            ];
+            for era in ERAS {
+                let addr = front(&upstreams).await;
+                let lines = [
+                    ("x-github-token", "gh"),
+                    ("x-search-token", "se"),
+                    ("x-user", "alice"),
+                    ("x-other", "nobody's"),
+                ];
+                let caller = Caller::with(addr, era, "alice", &lines).await;
+                github.heard.forget();
+                search.heard.forget();
+                for list in [
+                    "tools/list",
+                    "prompts/list",
+                    "resources/list",
+                    "resources/templates/list",
+                ] {
+                    caller.page(list, None).await;
+                }
+                for tool in ["github_whoami", "search_whoami"] {
+                    let told = caller.call(tool, json!({})).await;
+                    assert_eq!(told["at"], tool.split_once('_').unwrap().0, "{told}");
+                }
+                caller
+                    .ask("resources/read", json!({ "uri": "file:///r" }))
+                    .await;
+                caller
+                    .ask("prompts/get", json!({ "name": "search_greet" }))
+                    .await;
+                for (site, expected) in [
+                    (&github, &["authorization: Bearer gh", "x-proxy: edge-1"]),
+                    (&search, &["x-key: se", "x-user: alice"]),
+                ] {
+                    let heard = site.heard.all();
+                    for method in ["tools/list", "tools/call", "resources/list"] {
+                        let any = heard.iter().any(|it| it.method == method);
+                        assert!(any, "{}: no {method}", site.name);
+                    }
+                    for heard in heard {
+                        assert_eq!(carried(&heard), expected, "{}: {heard:?}", site.name);
+                    }
+                }
+            }
+        }
+    })
+    .await;
+}
