@@ -8,7 +8,6 @@
 
 #[path = "support/proxy.rs"]
 mod proxy;
-mod support;
 
 use mcp_forward::Rule;
 use proxy::{Caller, ERAS, Offer, Site, bounded, front};

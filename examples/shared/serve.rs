@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, io, net::SocketAddr};
 
-use axum::{Router, body::Body};
+use axum::{Router, body::Body, serve::ListenerExt};
 use bytes::Bytes;
 use http::{HeaderName, Request, Response, uri::Scheme};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -102,6 +102,10 @@ pub(crate) async fn serve(
     );
     let listener = TcpListener::bind(listen).await;
     let listener = listener.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    // An event must not wait for the acknowledgement of the one before it.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
     println!("listening on http://{}/mcp", listener.local_addr()?);
 
     let interrupt = async {

@@ -184,14 +184,18 @@ impl Service<RoleClient> for Bridge {
 /// What a front session can be asked.
 pub(super) fn answerable(session: Option<&SessionKey>) -> ClientCapabilities {
     let handshake = front(session).and_then(Peer::peer_info);
-    let mut answerable = ClientCapabilities::default();
-    if let Some(handshake) = handshake {
-        let declared = &handshake.capabilities;
-        answerable.sampling.clone_from(&declared.sampling);
-        answerable.elicitation.clone_from(&declared.elicitation);
-        answerable.roots.clone_from(&declared.roots);
-    }
-    answerable
+    handshake.map_or_else(ClientCapabilities::default, |it| {
+        passed_on(&it.capabilities)
+    })
+}
+
+/// What of a caller's capabilities an upstream may count on.
+fn passed_on(declared: &ClientCapabilities) -> ClientCapabilities {
+    let mut passed_on = ClientCapabilities::default();
+    passed_on.sampling.clone_from(&declared.sampling);
+    passed_on.elicitation.clone_from(&declared.elicitation);
+    passed_on.roots.clone_from(&declared.roots);
+    passed_on
 }
 
 /// The message of the caller's that a call is made for.
@@ -202,12 +206,22 @@ pub(super) struct Caller {
     progress: Option<ProgressToken>,
     /// What else the message said of itself, and the upstream may know.
     pub(super) meta: RequestMetaObject,
+    /// What it said to an upstream without sessions, which knows nothing of the caller but this: what
+    /// can be asked in the result, and what is to be logged.
+    pub(super) sessionless: RequestMetaObject,
 }
 
 impl Caller {
     pub(super) fn of(context: &RequestContext<RoleServer>) -> Self {
         let mut meta = context.meta.clone();
         let progress = meta.get_progress_token();
+        let mut sessionless = RequestMetaObject::new();
+        if let Some(declared) = meta.client_capabilities() {
+            sessionless.set_client_capabilities(passed_on(&declared));
+        }
+        if let Some(level) = meta.log_level() {
+            sessionless.set_log_level(level);
+        }
         // Those of this hop are the client's own.
         meta.0
             .0
@@ -216,6 +230,7 @@ impl Caller {
             peer: context.peer.clone(),
             progress,
             meta,
+            sessionless,
         }
     }
 }

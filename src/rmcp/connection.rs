@@ -145,11 +145,16 @@ impl Connection {
         let extensions = request.extensions_mut();
         extensions.insert(outbound.clone());
         extensions.insert(route);
+        let mut options = PeerRequestOptions::no_options();
         if let Some(caller) = caller {
             request.get_meta_mut().extend(caller.meta.clone());
+            if self.is_sessionless() {
+                // Over what rmcp says of its own client.
+                options = options.with_meta(caller.sessionless.clone());
+            }
         }
         let peer = self.peer();
-        let sent = peer.send_cancellable_request(request, PeerRequestOptions::no_options());
+        let sent = peer.send_cancellable_request(request, options);
         let handle = sent.await.map_err(|error| Error::call(upstream, error))?;
         let mut abandoned = Abandoned {
             peer,

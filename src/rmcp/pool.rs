@@ -118,7 +118,8 @@ impl Pool {
                     if let Some(lost) = lost {
                         self.remove(&key, &lost).await;
                     }
-                    let connecting = Box::pin(kept.try_get_with_by_ref(&key, self.connect(outbound)));
+                    let connecting =
+                        Box::pin(kept.try_get_with_by_ref(&key, self.connect(outbound)));
                     connecting.await.map_err(|error| Error::clone(&error))?
                 }
             };

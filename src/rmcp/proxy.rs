@@ -7,7 +7,7 @@
     reason = "rmcp deprecates what callers before 2026-07-28 still use"
 )]
 
-use std::{collections::BTreeSet, fmt, panic::AssertUnwindSafe, sync::Arc};
+use std::{collections::BTreeSet, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::join_all};
 use rmcp::{
@@ -31,6 +31,9 @@ use crate::{
     rules::Upstream,
 };
 
+/// Clients give up after 60 s, and would then have nothing from the other upstreams either.
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A [`ServerHandler`] that passes every request on to its upstreams, as the caller who sent it.
 ///
 /// With one upstream, everything has the upstream's own names. With several:
@@ -38,9 +41,9 @@ use crate::{
 /// - Tools and prompts are named `<upstream>_<name>`; upstreams' names have no `_`.
 /// - A resource belongs to the first upstream, in the order given, that lists its URI or a template for
 ///   it, as this caller; a URI that nobody lists is asked nowhere.
-/// - Lists are asked for at all upstreams at once. An upstream that fails, or takes longer than 30 s,
-///   does not empty the list: it is named in the log and in the result's `_meta`, under
-///   `mcp-forward/failed`. If all refuse, the caller gets the refusal.
+/// - Lists are asked for at all upstreams at once. An upstream that fails, or takes [longer than
+///   30 s](Self::list_timeout), does not empty the list: it is named in the log and in the result's
+///   `_meta`, under `mcp-forward/failed`. If all refuse, the caller gets the refusal.
 ///
 /// Progress and log messages of a call go to its caller, under the caller's own progress token; sampling,
 /// elicitation and roots to the caller of the call that they belong to, and one that belongs to no
@@ -60,6 +63,7 @@ use crate::{
 pub struct Proxy {
     upstreams: Arc<[Upstream]>,
     factory: Factory,
+    list_timeout: Duration,
 }
 
 impl Proxy {
@@ -86,14 +90,29 @@ impl Proxy {
             }
         }
         if mistakes.is_empty() {
-            Ok(Self { upstreams, factory })
+            Ok(Self {
+                upstreams,
+                factory,
+                list_timeout: LIST_TIMEOUT,
+            })
         } else {
             Err(BuildError::new("the proxy", mistakes))
         }
     }
 
+    /// How long each of several upstreams may take for what all are asked; 30 s by default.
+    ///
+    /// What one upstream is asked has no such limit: it ends when the caller cancels it.
+    #[must_use]
+    pub fn list_timeout(self, list_timeout: Duration) -> Self {
+        Self {
+            list_timeout,
+            ..self
+        }
+    }
+
     fn reach<'a>(&'a self, context: &'a RequestContext<RoleServer>) -> Reach<'a> {
-        Reach::new(&self.upstreams, &self.factory, context)
+        Reach::new(&self.upstreams, &self.factory, self.list_timeout, context)
     }
 }
 
@@ -334,10 +353,15 @@ impl ServerHandler for Proxy {
 
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { upstreams, factory } = self;
+        let Self {
+            upstreams,
+            factory,
+            list_timeout,
+        } = self;
         f.debug_struct("Proxy")
             .field("upstreams", upstreams)
             .field("factory", factory)
+            .field("list_timeout", list_timeout)
             .finish()
     }
 }

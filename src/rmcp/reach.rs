@@ -30,14 +30,12 @@ const FAILED: &str = "mcp-forward/failed";
 /// How many pages of one upstream are looked through for a URI.
 const MAX_PAGES: usize = 64;
 
-/// How long one of several upstreams may take for what all are asked. Clients give up after 60 s, and
-/// would then have nothing from the others either.
-const ALL_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// What one message may reach.
 pub(super) struct Reach<'a> {
     upstreams: &'a [Upstream],
     factory: &'a Factory,
+    /// How long each of several may take for what all are asked.
+    list_timeout: Duration,
     context: &'a RequestContext<RoleServer>,
 }
 
@@ -45,11 +43,13 @@ impl<'a> Reach<'a> {
     pub(super) fn new(
         upstreams: &'a [Upstream],
         factory: &'a Factory,
+        list_timeout: Duration,
         context: &'a RequestContext<RoleServer>,
     ) -> Self {
         Self {
             upstreams,
             factory,
+            list_timeout,
             context,
         }
     }
@@ -64,9 +64,7 @@ impl<'a> Reach<'a> {
 
     /// A client for this message.
     pub(super) async fn client(&self, upstream: &Upstream) -> Result<Client, ErrorData> {
-        let f = self.factory.connect(upstream);
-        eprintln!("SIZE connect {}", std::mem::size_of_val(&f));
-        let client = f.await?;
+        let client = self.factory.connect(upstream).await?;
         Ok(client.in_call(self.context))
     }
 
@@ -91,7 +89,7 @@ impl<'a> Reach<'a> {
             return Ok(only);
         }
         let looked = self.upstreams.iter().map(|upstream| {
-            in_time(upstream, async move {
+            self.in_time(upstream, async move {
                 let listed = self.lists::<ListResourcesResult>(upstream, uri).await?;
                 let listing = self.lists::<ListResourceTemplatesResult>(upstream, uri);
                 Ok(listed || listing.await?)
@@ -128,9 +126,7 @@ impl<'a> Reach<'a> {
     ) -> Result<P, ErrorData> {
         let params = cursor.map(|it| PaginatedRequestParams::default().with_cursor(Some(it)));
         let client = self.client(upstream).await?;
-        let f = P::ask(&client, params);
-        eprintln!("SIZE ask {}", std::mem::size_of_val(&f));
-        match f.await {
+        match P::ask(&client, params).await {
             Err(error)
                 if error
                     .data()
@@ -158,7 +154,7 @@ impl<'a> Reach<'a> {
                 Some(cursors) => cursors.remove(upstream.name()).map(Some),
                 None => Some(None),
             };
-            in_time(upstream, async move {
+            self.in_time(upstream, async move {
                 match cursor {
                     Some(cursor) => self.page::<P>(upstream, cursor).await,
                     None => Ok(P::default()),
@@ -209,7 +205,7 @@ impl<'a> Reach<'a> {
     {
         let sent = self.upstreams.iter().map(|upstream| {
             let client = self.client(upstream);
-            in_time(upstream, async { Ok(send(client.await?).await?) })
+            self.in_time(upstream, async { Ok(send(client.await?).await?) })
         });
         self.settle(join_all(sent)).await.map(drop)
     }
@@ -240,6 +236,16 @@ impl<'a> Reach<'a> {
         self.settle(join_all(heard)).await.map(drop)
     }
 
+    /// What `work` gives, or that it took too long.
+    async fn in_time<T>(
+        &self,
+        upstream: &Upstream,
+        work: impl Future<Output = Result<T, ErrorData>>,
+    ) -> Result<T, ErrorData> {
+        let done = tokio::time::timeout(self.list_timeout, work).await;
+        done.unwrap_or_else(|_| Err(Error::late(upstream).into()))
+    }
+
     /// What each upstream's answer came to; the failure, where all failed.
     async fn settle<T>(
         &self,
@@ -258,15 +264,6 @@ impl<'a> Reach<'a> {
         let first = answers.into_iter().find_map(|(_, answer)| answer.err());
         Err(first.unwrap_or_else(|| ErrorData::internal_error("there is no upstream", None)))
     }
-}
-
-/// What `work` gives, or that it took too long.
-async fn in_time<T>(
-    upstream: &Upstream,
-    work: impl Future<Output = Result<T, ErrorData>>,
-) -> Result<T, ErrorData> {
-    let done = tokio::time::timeout(ALL_TIMEOUT, work).await;
-    done.unwrap_or_else(|_| Err(Error::late(upstream).into()))
 }
 
 /// Where each upstream's next page begins: what `list` has put into the cursor.

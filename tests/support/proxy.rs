@@ -23,6 +23,7 @@ use axum::{
     extract::Request,
     middleware::{Next, from_fn},
     response::Response,
+    serve::ListenerExt,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request::Parts};
 use mcp_forward::{
@@ -191,7 +192,7 @@ impl Site {
         let app = Router::new()
             .route_service("/mcp", service)
             .layer(from_fn(record));
-        tokio::spawn(async move { axum::serve(listener, app).await });
+        serve(listener, app);
         site
     }
 
@@ -476,6 +477,23 @@ impl ServerHandler for Site {
                 }
                 json!({ "user": user })
             }
+            // What cannot be asked meanwhile is asked by the result.
+            "mrtr" => {
+                let answers = request
+                    .input_responses
+                    .map(|it| serde_json::to_value(it).unwrap());
+                let Some(answers) = answers else {
+                    let ask = json!({
+                        "resultType": "input_required",
+                        "inputRequests": { "who": elicitation("who?") },
+                        "requestState": format!("of {}", self.name),
+                    });
+                    return Ok(CallToolResponse::InputRequired(
+                        serde_json::from_value(ask).unwrap(),
+                    ));
+                };
+                json!({ "answers": answers, "state": request.request_state })
+            }
             "fail" => return Err(ErrorData::invalid_params("no such luck", Some(json!(told)))),
             "meta" => json!(context.meta),
             name => return Err(ErrorData::invalid_params(format!("no tool {name}"), None)),
@@ -584,13 +602,19 @@ pub fn log(text: &str) -> Value {
     json!({ "method": "notifications/message", "params": { "level": "info", "data": text } })
 }
 
-/// The proxy on a socket, with the layers that its documentation asks for.
-pub async fn front(upstreams: &[Upstream]) -> SocketAddr {
-    front_of(upstreams, Factory::builder().build().unwrap()).await
+/// An event that waits for the acknowledgement of the one before it would come 40 ms late.
+fn serve(listener: TcpListener, app: Router) {
+    let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
 }
 
-pub async fn front_of(upstreams: &[Upstream], factory: Factory) -> SocketAddr {
-    let proxy = Proxy::new(upstreams, factory).unwrap();
+/// The proxy on a socket, with the layers that its documentation asks for.
+pub async fn front(upstreams: &[Upstream]) -> SocketAddr {
+    let factory = Factory::builder().build().unwrap();
+    front_of(upstreams, Proxy::new(upstreams, factory).unwrap()).await
+}
+
+pub async fn front_of(upstreams: &[Upstream], proxy: Proxy) -> SocketAddr {
     let service = StreamableHttpService::new(
         move || Ok(proxy.clone()),
         Arc::<LocalSessionManager>::default(),
@@ -602,7 +626,7 @@ pub async fn front_of(upstreams: &[Upstream], factory: Factory) -> SocketAddr {
         .layer(CaptureLayer::for_upstreams(upstreams).build().unwrap());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, app).await });
+    serve(listener, app);
     addr
 }
 

@@ -1,0 +1,208 @@
+//! `rmcp::Proxy`: what an upstream asks reaches the caller of the call that it belongs to.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+#[path = "support/proxy.rs"]
+mod proxy;
+
+use std::net::SocketAddr;
+
+use futures_util::future::join_all;
+use mcp_forward::Upstream;
+use proxy::{Caller, Era, Offer, Site, bounded, elicitation, front, roots, sampling};
+use serde_json::json;
+
+async fn two() -> (Site, Site, SocketAddr) {
+    let one = Site::start("one", Offer::default()).await;
+    let two = Site::start("two", Offer::default()).await;
+    let addr = front(&[one.upstream(), two.upstream()]).await;
+    (one, two, addr)
+}
+
+/// Checks what came back, from the caller's own answer.
+async fn asks_its_caller(caller: &Caller, site: &str, text: &str) {
+    let name = &caller.name;
+    let told = caller
+        .call(&format!("{site}_elicit"), json!({ "text": text }))
+        .await;
+    let expected = json!({ "action": "accept", "content": { "by": name, "to": text } });
+    assert_eq!(told, expected);
+    let told = caller
+        .call(&format!("{site}_sample"), json!({ "text": text }))
+        .await;
+    assert_eq!(told["model"], **name, "{told}");
+    assert_eq!(told["content"]["text"], text, "{told}");
+    let told = caller.call(&format!("{site}_roots"), json!({})).await;
+    assert_eq!(told["roots"][0]["uri"], format!("file:///{name}"), "{told}");
+}
+
+#[tokio::test]
+async fn two_callers_at_once_are_each_asked_what_is_theirs() {
+    bounded(async {
+        let (.., addr) = two().await;
+        let alice = Caller::open(addr, Era::Sessions, "alice").await;
+        let bob = Caller::open(addr, Era::Sessions, "bob").await;
+        let asked = [&alice, &bob].into_iter().flat_map(|caller| {
+            (0..10).map(move |turn| async move {
+                for site in ["one", "two"] {
+                    asks_its_caller(caller, site, &format!("{} {site} {turn}", caller.name)).await;
+                }
+            })
+        });
+        join_all(asked).await;
+        for caller in [&alice, &bob] {
+            let asked = caller.ears.asked.all();
+            assert_eq!(asked.len(), 60);
+            for question in asked {
+                let text = &question["params"]["message"];
+                let text = text
+                    .as_str()
+                    .or_else(|| question["params"]["messages"][0]["content"]["text"].as_str());
+                let owner = text.map(|text| text.split(' ').next().unwrap());
+                assert!(owner.is_none_or(|it| it == caller.name), "{question}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn both_are_asked_while_neither_has_answered() {
+    bounded(async {
+        let (.., addr) = two().await;
+        let alice = Caller::open(addr, Era::Sessions, "alice").await;
+        let bob = Caller::open(addr, Era::Sessions, "bob").await;
+        let silences = [
+            alice.ears.silent.clone().lock_owned().await,
+            bob.ears.silent.clone().lock_owned().await,
+        ];
+        let ask = |caller: &'static str| json!({ "text": caller });
+        let asking = async {
+            futures_util::join!(
+                alice.call("one_elicit", ask("for alice")),
+                bob.call("one_elicit", ask("for bob")),
+                alice.call("two_sample", ask("also for alice")),
+            )
+        };
+        let answering = async {
+            alice
+                .ears
+                .asked
+                .wait("questions", |all| all.len() == 2)
+                .await;
+            bob.ears.asked.wait("question", |all| all.len() == 1).await;
+            drop(silences);
+        };
+        let ((first, second, third), ()) = futures_util::join!(asking, answering);
+        assert_eq!(
+            first["content"],
+            json!({ "by": "alice", "to": "for alice" })
+        );
+        assert_eq!(second["content"], json!({ "by": "bob", "to": "for bob" }));
+        assert_eq!(third["content"]["text"], "also for alice");
+        assert_eq!(third["model"], "alice");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_belongs_to_no_call_is_asked_in_the_session_that_owns_the_connection() {
+    bounded(async {
+        let (one, _, addr) = two().await;
+        let alice = Caller::open(addr, Era::Sessions, "alice").await;
+        alice.list("tools/list").await;
+        let bob = Caller::open(addr, Era::Sessions, "bob").await;
+        // The newest session of the upstream is the one of whoever came last.
+        for caller in [&bob] {
+            caller.list("tools/list").await;
+            one.events.wait("sessions", |all| all.len() == 2).await;
+            let told = one.ask(elicitation("anybody?")).await;
+            assert_eq!(told["content"]["by"], *caller.name, "{told}");
+            let told = one.ask(sampling("hm")).await;
+            assert_eq!(told["model"], *caller.name, "{told}");
+            let told = one.ask(roots()).await;
+            assert_eq!(told["roots"][0]["uri"], "file:///bob", "{told}");
+        }
+        assert!(alice.ears.asked.all().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn where_nobody_can_be_asked_the_upstream_is_told_so() {
+    bounded(async {
+        let (one, _, addr) = two().await;
+        // In 2026-07-28 there is no session to ask in.
+        let caller = Caller::open(addr, Era::Newest, "alice").await;
+        for tool in ["one_elicit", "one_sample", "one_roots"] {
+            let told = caller.call(tool, json!({ "text": "?" })).await;
+            assert!(
+                told["error"].is_number() || told["error"].is_string(),
+                "{tool}: {told}"
+            );
+        }
+        for question in [elicitation("?"), sampling("?"), roots()] {
+            let told = one.ask(question).await;
+            assert!(!told["error"].is_null(), "{told}");
+        }
+        assert!(caller.ears.asked.all().is_empty());
+        let declared = &one.of("initialize")[0].body["params"]["capabilities"];
+        assert_eq!(*declared, json!({}));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upstream_is_told_that_the_roots_have_changed() {
+    bounded(async {
+        let (one, two, addr) = two().await;
+        let alice = Caller::open(addr, Era::Sessions, "alice").await;
+        let bob = Caller::open(addr, Era::Sessions, "bob").await;
+        alice.list("tools/list").await;
+        bob.list("tools/list").await;
+        let changed = json!({ "method": "notifications/roots/list_changed" });
+        let changed = serde_json::from_value(changed).unwrap();
+        alice.client.send_notification(changed).await.unwrap();
+        for site in [&one, &two] {
+            let told = |all: &[String]| all.contains(&"roots changed alice".to_owned());
+            let all = site.events.wait("roots", told).await;
+            assert!(!all.contains(&"roots changed bob".to_owned()));
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upstream_of_2026_07_28_asks_by_its_result() {
+    bounded(async {
+        let newest = Offer {
+            newest: true,
+            ..Offer::default()
+        };
+        let site = Site::start("one", newest).await;
+        let upstreams: [Upstream; 1] = [site.upstream()];
+        let addr = front(&upstreams).await;
+        let caller = Caller::open(addr, Era::Newest, "alice").await;
+        // rmcp's client answers, and calls again.
+        let params = serde_json::from_value(json!({ "name": "mrtr", "arguments": {} })).unwrap();
+        let told = caller.client.call_tool(params).await.unwrap();
+        let told = &told.content[0].as_text().unwrap().text;
+        let told: serde_json::Value = serde_json::from_str(told).unwrap();
+        assert_eq!(told["answers"]["who"]["content"]["by"], "alice", "{told}");
+        assert_eq!(told["state"], "of one");
+        // It may ask what this caller has declared, and nothing else.
+        for heard in site.of("tools/call") {
+            let declared = &heard.body["params"]["_meta"];
+            let declared = &declared["io.modelcontextprotocol/clientCapabilities"];
+            let expected = json!({
+                "elicitation": {}, "sampling": {}, "roots": { "listChanged": true },
+            });
+            assert_eq!(*declared, expected);
+        }
+    })
+    .await;
+}

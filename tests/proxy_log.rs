@@ -1,0 +1,91 @@
+//! `rmcp::Proxy`: what the log says of an upstream that failed, and a panic on the way.
+//!
+//! One test at a time: where two threads meet an event for the first time, tracing asks only one of them
+//! whether it wants it.
+#![cfg(feature = "tracing")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+#[path = "support/proxy.rs"]
+mod proxy;
+mod support;
+
+use mcp_forward::Upstream;
+use proxy::{Caller, ERAS, Offer, Site, bounded, front};
+use serde_json::json;
+use tokio::{net::TcpListener, sync::Mutex};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::{Layer, layer::Context, prelude::*};
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+async fn down() -> Upstream {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+    Upstream::builder("down", url).build().unwrap()
+}
+
+#[tokio::test]
+async fn the_log_names_an_upstream_that_is_left_out() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    bounded(async {
+        let site = Site::start("site", Offer::default()).await;
+        let addr = front(&[site.upstream(), down().await]).await;
+        let caller = Caller::open(addr, ERAS[0], "s3cr3t").await;
+        let ((), log) = support::logged(async {
+            let (_, result) = caller.page("tools/list", None).await;
+            assert_eq!(result["_meta"]["mcp-forward/failed"], json!(["down"]));
+        })
+        .await;
+        let ours: Vec<_> = log
+            .lines()
+            .filter(|it| it.contains(" mcp_forward::"))
+            .collect();
+        let told = ours.iter().find(|line| line.contains("left out"));
+        let told = told.unwrap_or_else(|| panic!("not in the log: {log}"));
+        assert!(told.contains("WARN") && told.contains("\"down\""), "{told}");
+        assert!(ours.iter().all(|line| !line.contains("s3cr3t")), "{ours:?}");
+    })
+    .await;
+}
+
+/// Panics where the proxy logs that an upstream is left out: in the middle of a caller's request.
+struct Panics;
+
+impl<S: Subscriber> Layer<S> for Panics {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut said = String::new();
+        event.record(
+            &mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                said.push_str(&format!("{value:?}"));
+            },
+        );
+        if event.metadata().target().starts_with("mcp_forward") {
+            assert!(!said.contains("left out"), "the log is full");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_panic_becomes_an_error_answer() {
+    let _alone = ONE_AT_A_TIME.lock().await;
+    bounded(async {
+        let site = Site::start("site", Offer::default()).await;
+        let addr = front(&[site.upstream(), down().await]).await;
+        for era in ERAS {
+            let caller = Caller::open(addr, era, "alice").await;
+            let panicking = tracing_subscriber::registry().with(Panics).set_default();
+            let answer = caller.ask("tools/list", json!({})).await;
+            drop(panicking);
+            let message = &answer["error"]["message"];
+            assert_eq!(message, "the proxy failed on this message", "{answer}");
+            // Nothing else is broken.
+            assert_eq!(caller.list("tools/list").await.len(), 2);
+        }
+    })
+    .await;
+}
