@@ -5,7 +5,7 @@ Rates are printed and never judged: machines differ. It may not know what a call
 
 import json
 
-from processes import HERE, NODE, PYTHON, run, serving
+from processes import HERE, NODE, run, serving
 
 LOAD = str(HERE / "load.mjs")
 FLAGS = ["--allow-credential", "authorization"]
@@ -13,10 +13,6 @@ FLAGS = ["--allow-credential", "authorization"]
 
 def upstream():
     return serving("bare-upstream", [NODE, LOAD, "upstream"])
-
-
-def fastmcp_proxy(address):
-    return serving("fastmcp-proxy", [PYTHON, str(HERE / "proxy.py"), f"{address}/mcp"])
 
 
 def check(addresses, ours, report):

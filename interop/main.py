@@ -11,7 +11,7 @@ import conformance
 import figures
 import forwarding
 from authority import authority
-from processes import end_on_signals, serving
+from processes import HERE, PYTHON, end_on_signals, serving
 
 
 class Report:
@@ -32,11 +32,16 @@ class Report:
         self.failed |= bool(faults)
 
 
-def proxies(examples, names, upstream, flags, rest=lambda _: []):
+def proxies(upstream, examples, names, flags, rest=lambda _: []):
     """Each example in front of `upstream`; contexts by name."""
     for name in names:
         command = [f"{examples}/{name}", "--listen", "127.0.0.1:0", "--upstream", f"{upstream}/mcp"]
-        yield name, serving(name, command + flags + rest(name))
+        yield name, serving(name, [*command, *flags, *rest(name)])
+
+
+def peer(upstream):
+    """FastMCP's own proxy, to compare with; it is not judged."""
+    return serving("fastmcp-proxy", [PYTHON, str(HERE / "proxy.py"), f"{upstream}/mcp"])
 
 
 def main(examples, names):
@@ -45,26 +50,27 @@ def main(examples, names):
     with ExitStack() as started:
         direct = started.enter_context(conformance.everything_server())
         addresses = {"direct": direct}
-        for name, it in proxies(examples, names, direct, []):
+        for name, it in proxies(direct, examples, names, []):
             addresses[name] = started.enter_context(it)
-        conformance.check(addresses, report)
+        addresses["FastMCP"] = started.enter_context(peer(direct))
+        conformance.check(addresses, names, report)
     with ExitStack() as started:
         tokens = started.enter_context(authority())
         direct = started.enter_context(forwarding.upstream(tokens.metadata("direct")))
         addresses = {"direct": direct}
-        rest = lambda name: ["--resource-metadata", tokens.metadata(name)]
-        for name, it in proxies(examples, names, direct, forwarding.FLAGS, rest):
+        metadata = lambda name: ["--resource-metadata", tokens.metadata(name)]
+        for name, it in proxies(direct, examples, names, forwarding.FLAGS, metadata):
             addresses[name] = started.enter_context(it)
         tokens.resources |= {name: f"{address}/mcp" for name, address in addresses.items()}
         forwarding.check(addresses, tokens, report)
     with ExitStack() as started:
         direct = started.enter_context(figures.upstream())
         addresses = {"direct": direct}
-        for name, it in proxies(examples, names, direct, figures.FLAGS):
+        for name, it in proxies(direct, examples, names, figures.FLAGS):
             addresses[name] = started.enter_context(it)
-        addresses["FastMCP"] = started.enter_context(figures.fastmcp_proxy(direct))
+        addresses["FastMCP"] = started.enter_context(peer(direct))
         figures.check(addresses, names, report)
-    print(f"{time.monotonic() - report.began:.0f} s")
+    print(f"{'failed' if report.failed else 'passed'} in {time.monotonic() - report.began:.0f} s")
     return report.failed
 
 
