@@ -3,7 +3,10 @@
 //! Everything here runs as the caller, in the scope of the message. It may not know MCP methods beyond
 //! what it lists.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use rmcp::{
@@ -89,13 +92,14 @@ impl<'a> Reach<'a> {
             return Ok(only);
         }
         let looked = self.upstreams.iter().map(|upstream| {
-            self.in_time(upstream, async move {
+            let looking = self.in_time(upstream, async move {
                 let listed = self.lists::<ListResourcesResult>(upstream, uri).await?;
                 let listing = self.lists::<ListResourceTemplatesResult>(upstream, uri);
                 Ok(listed || listing.await?)
-            })
+            });
+            (upstream, looking)
         });
-        let found = self.settle(join_all(looked)).await?;
+        let found = self.settle(looked).await?;
         let owner = found.into_iter().find(|(_, has)| matches!(has, Ok(true)));
         let owner = owner.map(|(upstream, _)| upstream);
         owner.ok_or_else(|| ErrorData::resource_not_found("nobody lists this resource", None))
@@ -147,24 +151,21 @@ impl<'a> Reach<'a> {
         if let Some(only) = self.only() {
             return self.page(only, cursor).await;
         }
-        let mut cursors = cursors(cursor)?;
-        let asked = self.upstreams.iter().map(|upstream| {
+        let mut cursors = self.cursors(cursor)?;
+        let asked = self.upstreams.iter().filter_map(|upstream| {
             // On the first page, everybody; after that, whoever has more.
             let cursor = match &mut cursors {
-                Some(cursors) => cursors.remove(upstream.name()).map(Some),
-                None => Some(None),
+                Some(cursors) => Some(cursors.remove(upstream.name())?),
+                None => None,
             };
-            self.in_time(upstream, async move {
-                match cursor {
-                    Some(cursor) => self.page::<P>(upstream, cursor).await,
-                    None => Ok(P::default()),
-                }
-            })
+            let page = self.page::<P>(upstream, cursor);
+            Some((upstream, self.in_time(upstream, page)))
         });
-        let pages = self.settle(join_all(asked)).await?;
+        let pages = self.settle(asked).await?;
         let mut all = P::default();
         let mut more = BTreeMap::new();
         let mut failed = Vec::new();
+        let mut uris = HashSet::new();
         for (upstream, page) in pages {
             let Ok(mut page) = page else {
                 failed.push(upstream.name());
@@ -176,9 +177,7 @@ impl<'a> Reach<'a> {
             }
             let (kept, ..) = all.parts();
             for mut item in items.drain(..) {
-                let uri = P::uri(&item);
-                let known = uri.is_some() && kept.iter().any(|earlier| P::uri(earlier) == uri);
-                if !known {
+                if P::uri(&item).is_none_or(|uri| uris.insert(uri.to_owned())) {
                     P::prefix(&mut item, &format!("{}_", upstream.name()));
                     kept.push(item);
                 }
@@ -195,6 +194,21 @@ impl<'a> Reach<'a> {
         Ok(all)
     }
 
+    /// Where each upstream's next page begins: what `list` has put into the cursor.
+    fn cursors(
+        &self,
+        cursor: Option<Cursor>,
+    ) -> Result<Option<BTreeMap<String, Cursor>>, ErrorData> {
+        let Some(cursor) = cursor else {
+            return Ok(None);
+        };
+        let is_known = |name: &String| self.upstreams.iter().any(|it| it.name() == name);
+        let cursors: Option<BTreeMap<_, _>> = serde_json::from_str(&cursor).ok();
+        let cursors = cursors.filter(|it| !it.is_empty() && it.keys().all(is_known));
+        let wrong = || ErrorData::invalid_params("the cursor is none of this list's", None);
+        cursors.map(Some).ok_or_else(wrong)
+    }
+
     /// Sends the same to all upstreams; fails where all do.
     pub(super) async fn everywhere<Fut>(
         &self,
@@ -205,9 +219,10 @@ impl<'a> Reach<'a> {
     {
         let sent = self.upstreams.iter().map(|upstream| {
             let client = self.client(upstream);
-            self.in_time(upstream, async { Ok(send(client.await?).await?) })
+            let sending = async { Ok(send(client.await?).await?) };
+            (upstream, self.in_time(upstream, sending))
         });
-        self.settle(join_all(sent)).await.map(drop)
+        self.settle(sent).await.map(drop)
     }
 
     /// Passes on what the upstreams say in answer to `subscriptions/listen`, until it is cancelled.
@@ -222,7 +237,7 @@ impl<'a> Reach<'a> {
         let heard = self.upstreams.iter().map(|upstream| {
             let mut wanted = wanted.clone();
             wanted.resource_subscriptions = owned.remove(upstream.name());
-            async move {
+            let hearing = async move {
                 let client = self.client(upstream).await?;
                 let mut subscription = client.listen(wanted).await?;
                 while let Ok(Some(notification)) = subscription.next().await {
@@ -231,9 +246,10 @@ impl<'a> Reach<'a> {
                     }
                 }
                 Ok(())
-            }
+            };
+            (upstream, hearing)
         });
-        self.settle(join_all(heard)).await.map(drop)
+        self.settle(heard).await.map(drop)
     }
 
     /// What `work` gives, or that it took too long.
@@ -246,13 +262,17 @@ impl<'a> Reach<'a> {
         done.unwrap_or_else(|_| Err(Error::late(upstream).into()))
     }
 
-    /// What each upstream's answer came to; the failure, where all failed.
-    async fn settle<T>(
+    /// What the answer of each upstream that is asked came to; the failure, where all failed.
+    async fn settle<T, Fut>(
         &self,
-        answers: impl Future<Output = Vec<Result<T, ErrorData>>>,
-    ) -> Result<Vec<(&'a Upstream, Result<T, ErrorData>)>, ErrorData> {
-        let (answers, refusals) = collect(answers).await;
-        let answers: Vec<_> = self.upstreams.iter().zip(answers).collect();
+        asked: impl Iterator<Item = (&'a Upstream, Fut)>,
+    ) -> Result<Vec<(&'a Upstream, Result<T, ErrorData>)>, ErrorData>
+    where
+        Fut: Future<Output = Result<T, ErrorData>>,
+    {
+        let (upstreams, answers): (Vec<_>, Vec<_>) = asked.unzip();
+        let (answers, refusals) = collect(join_all(answers)).await;
+        let answers: Vec<_> = upstreams.into_iter().zip(answers).collect();
         for (upstream, _) in answers.iter().filter(|(_, answer)| answer.is_err()) {
             events::left_out(upstream);
         }
@@ -264,13 +284,4 @@ impl<'a> Reach<'a> {
         let first = answers.into_iter().find_map(|(_, answer)| answer.err());
         Err(first.unwrap_or_else(|| ErrorData::internal_error("there is no upstream", None)))
     }
-}
-
-/// Where each upstream's next page begins: what `list` has put into the cursor.
-fn cursors(cursor: Option<Cursor>) -> Result<Option<BTreeMap<String, Cursor>>, ErrorData> {
-    let parse = |cursor: Cursor| {
-        serde_json::from_str(&cursor)
-            .map_err(|_| ErrorData::invalid_params("the cursor is none of this list's", None))
-    };
-    cursor.map(parse).transpose()
 }
