@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use futures_util::future::join_all;
 use mcp_forward::Upstream;
 use proxy::{Caller, Era, Offer, Site, bounded, elicitation, front, roots, sampling};
-use serde_json::json;
+use serde_json::{Value, json};
 
 async fn two() -> (Site, Site, SocketAddr) {
     let one = Site::start("one", Offer::default()).await;
@@ -191,7 +191,7 @@ async fn an_upstream_of_2026_07_28_asks_by_its_result() {
         let params = serde_json::from_value(json!({ "name": "mrtr", "arguments": {} })).unwrap();
         let told = caller.client.call_tool(params).await.unwrap();
         let told = &told.content[0].as_text().unwrap().text;
-        let told: serde_json::Value = serde_json::from_str(told).unwrap();
+        let told: Value = serde_json::from_str(told).unwrap();
         assert_eq!(told["answers"]["who"]["content"]["by"], "alice", "{told}");
         assert_eq!(told["state"], "of one");
         // It may ask what this caller has declared, and nothing else.
@@ -202,6 +202,72 @@ async fn an_upstream_of_2026_07_28_asks_by_its_result() {
                 "elicitation": {}, "sampling": {}, "roots": { "listChanged": true },
             });
             assert_eq!(*declared, expected);
+        }
+    })
+    .await;
+}
+
+/// Reads an event stream up to the message that `wanted` accepts.
+async fn event(stream: &mut reqwest::Response, wanted: impl Fn(&Value) -> bool) -> Value {
+    let mut text = String::new();
+    while let Some(chunk) = stream.chunk().await.unwrap() {
+        text.push_str(std::str::from_utf8(&chunk).unwrap());
+        let lines = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let mut messages = lines.filter_map(|line| serde_json::from_str(line).ok());
+        if let Some(found) = messages.find(&wanted) {
+            return found;
+        }
+    }
+    panic!("the stream ended: {text}");
+}
+
+#[tokio::test]
+async fn a_question_comes_in_the_answer_to_the_call_that_it_belongs_to() {
+    bounded(async {
+        let (.., addr) = two().await;
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let post = |session: &str, message: Value| {
+            let request = http
+                .post(format!("http://{addr}/mcp"))
+                .header("content-type", "application/json")
+                .header("accept", "application/json, text/event-stream")
+                .header("x-user", "alice");
+            let request = match session {
+                "" => request,
+                session => request.header("mcp-session-id", session),
+            };
+            request.body(message.to_string()).send()
+        };
+        let initialize = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+            "protocolVersion": "2025-11-25", "capabilities": { "elicitation": {} },
+            "clientInfo": { "name": "raw", "version": "1" },
+        } });
+        let answer = post("", initialize).await.unwrap();
+        let session = answer.headers()["mcp-session-id"].to_str().unwrap();
+        let initialized = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
+        post(session, initialized).await.unwrap();
+
+        // There is no other stream, and each call has its own.
+        let call = |id: u64| {
+            let params =
+                json!({ "name": "one_elicit", "arguments": { "text": format!("of {id}") } });
+            post(
+                session,
+                json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params }),
+            )
+        };
+        let mut streams = [call(1).await.unwrap(), call(2).await.unwrap()];
+        for (stream, id) in streams.iter_mut().zip([1, 2]) {
+            let asked = event(stream, |it| it["method"] == "elicitation/create").await;
+            assert_eq!(asked["params"]["message"], format!("of {id}"), "{asked}");
+            let answer = json!({ "jsonrpc": "2.0", "id": asked["id"], "result": {
+                "action": "accept", "content": { "answer": id },
+            } });
+            assert_eq!(post(session, answer).await.unwrap().status(), 202);
+            let result = event(stream, |it| it["id"] == id && it["result"].is_object()).await;
+            let told = result["result"]["content"][0]["text"].as_str().unwrap();
+            let told: Value = serde_json::from_str(told).unwrap();
+            assert_eq!(told["content"]["answer"], id, "{result}");
         }
     })
     .await;
