@@ -12,7 +12,7 @@
 
 mod support;
 
-use support::cases::{Case, layers, merges, polls, relays, spawns};
+use support::cases::{Case, large_server_ids, layers, merges, polls, relays, server_ids, spawns};
 
 /// How long it measures.
 #[derive(Clone, Copy)]
@@ -27,6 +27,9 @@ struct Row {
     peer: [&'static str; 2],
     goal: Option<f64>,
 }
+
+/// In the place of a bare case, where there is none to take away.
+const NOTHING: &str = "";
 
 fn main() {
     let effort = if std::env::args().any(|argument| argument == "--bench") {
@@ -96,25 +99,48 @@ fn main() {
     let rows = [merge("ours, 4 headers"), merge("ours, 4 headers, 1 bearer")];
     table("Merge and apply", effort, merges(), 512, &rows);
     table("Relay in memory", effort, relays(), 512, &[]);
+    let edit = |ours, peer, goal| Row {
+        ours: [ours, NOTHING],
+        peer: [peer, NOTHING],
+        goal,
+    };
+    let rows = [
+        edit("ours, 1 KiB records", "Value, 1 KiB records", None),
+        edit("ours, 1 KiB text", "Value, 1 KiB text", None),
+        edit("ours, 64 KiB records", "Value, 64 KiB records", None),
+        edit("ours, 64 KiB text", "Value, 64 KiB text", None),
+    ];
+    table("Server id", effort, server_ids(), 16, &rows);
+    let rows = [
+        edit("ours, 1 MiB records", "Value, 1 MiB records", Some(0.125)),
+        edit("ours, 1 MiB text", "Value, 1 MiB text", Some(0.125)),
+        edit("ours, 4 MiB records", "Value, 4 MiB records", None),
+        edit("ours, 4 MiB text", "Value, 4 MiB text", None),
+    ];
+    table("Server id, large", effort, large_server_ids(), 1, &rows);
 }
 
 /// Measures `cases` in turns, `count` times each a round, and prints them and `rows`.
 fn table(title: &str, effort: Effort, mut cases: Vec<Case>, count: u64, rows: &[Row]) {
     let names: Vec<_> = cases.iter().map(|case| case.name).collect();
     let at = |wanted: &str| {
+        if wanted == NOTHING {
+            return None;
+        }
         let found = names.iter().position(|name| *name == wanted);
-        found.unwrap_or_else(|| panic!("there is no case {wanted}"))
+        Some(found.unwrap_or_else(|| panic!("there is no case {wanted}")))
     };
     let passes: Vec<Vec<Vec<f64>>> = (0..effort.passes)
         .map(|_| pass(&mut cases, effort.rounds, count))
         .collect();
     // What a case took longer than another, by pass.
-    let added = |case: usize, bare: usize| -> Vec<f64> {
+    let added = |case: Option<usize>, bare: Option<usize>| -> Vec<f64> {
+        let time = |round: &[f64], case: Option<usize>| case.map_or(0.0, |case| round[case]);
         let of_pass = |rounds: &Vec<Vec<f64>>| {
             median(
                 rounds
                     .iter()
-                    .map(|round| round[case] - round[bare])
+                    .map(|round| time(round, case) - time(round, bare))
                     .collect(),
             )
         };
@@ -144,12 +170,12 @@ fn table(title: &str, effort: Effort, mut cases: Vec<Case>, count: u64, rows: &[
         let ratio = median(ratios);
         let goal = row.goal.map_or(String::new(), |goal| {
             let verdict = if ratio <= goal { "met" } else { "missed" };
-            format!("<= {goal:.1}, {verdict}")
+            format!("<= {goal:?}, {verdict}")
         });
         let (added_ours, added_peer) = (median(added_ours), median(added_peer));
         println!(
-            "| {ours} | {added_ours:.1} | {peer} | {added_peer:.1} | {ratio:.2} \
-             | {least:.2} to {greatest:.2} | {goal} |"
+            "| {ours} | {added_ours:.1} | {peer} | {added_peer:.1} | {ratio:.3} \
+             | {least:.3} to {greatest:.3} | {goal} |"
         );
     }
 }

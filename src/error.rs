@@ -138,6 +138,12 @@ pub enum MistakeKind {
     InvalidHost,
     /// An allowed origin is not `scheme://host` or `scheme://host:port`.
     InvalidOrigin,
+    /// A path template has not exactly one segment in braces, or an unscoped path is not plain.
+    InvalidPath,
+    /// The name of a JSON parameter is empty, too long or not plain.
+    InvalidParameter,
+    /// A key is too short, has no plain id or the id of another, or there is none.
+    InvalidKey,
 }
 
 /// A request could not be made into one for an upstream; nothing was sent.
@@ -291,6 +297,44 @@ pub enum ConnectErrorKind {
     Outbound(OutboundErrorKind),
     /// The factory failed; the error's source is its own.
     Create,
+}
+
+/// A request for another worker could not be signed.
+#[cfg(feature = "hmac")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the request was not signed: {}", match kind {
+    SignErrorKind::Session => "`mcp-session-id` came on several lines; send it once",
+    SignErrorKind::Header => "it has too many headers; send fewer",
+    SignErrorKind::Random => "the system has no random bytes; check its source of them",
+})]
+pub struct SignError {
+    kind: SignErrorKind,
+}
+
+#[cfg(feature = "hmac")]
+impl SignError {
+    pub(crate) const fn new(kind: SignErrorKind) -> Self {
+        Self { kind }
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub fn kind(&self) -> SignErrorKind {
+        self.kind
+    }
+}
+
+/// The kind of a [`SignError`].
+#[cfg(feature = "hmac")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SignErrorKind {
+    /// The request has several session ids.
+    Session,
+    /// The request cannot take one header more.
+    Header,
+    /// The system gave no random bytes.
+    Random,
 }
 
 /// A handler asked for an [`Inbound`](crate::Inbound) where none can be.

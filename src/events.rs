@@ -63,6 +63,15 @@ pub(crate) fn sessions_expired(count: usize) {
     }
 }
 
+/// A request said that another worker passed it on, and is believed; or why it is not.
+pub(crate) fn internal_forward(believed: Result<(), &'static str>) {
+    #[cfg(feature = "tracing")]
+    match believed {
+        Ok(()) => tracing::debug!("forwarded internally"),
+        Err(reason) => tracing::warn!(reason, "an internal forward is not believed"),
+    }
+}
+
 /// The headers could not be merged, so nothing was sent.
 pub(crate) fn not_merged(error: &OutboundError) {
     #[cfg(feature = "tracing")]

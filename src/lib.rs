@@ -67,30 +67,38 @@
 //! # Order of layers
 //!
 //! Outermost first: CORS, compression, `SetSensitiveRequestHeadersLayer`, trace, body time-out,
-//! [`OriginGuardLayer`], your authentication, [`CaptureLayer`], [`ProbeLayer`], [`RefusalLayer`], the
-//! service. [`ForwardLayer`] stands
-//! on the client's side, below any redirect or retry layer. axum's `.layer` lines read inside out:
-//! the last one is the outermost.
+//! [`OriginGuardLayer`], [`InternalForwardLayer`], your authentication, [`ServerIdLayer`],
+//! [`CaptureLayer`], [`SessionLayer`], [`ProbeLayer`], [`RefusalLayer`], the service. [`ForwardLayer`]
+//! stands on the client's side, below any redirect or retry layer. Leave out what you do not use. axum's
+//! `.layer` lines read inside out: the last one is the outermost.
 //!
 //! ```
 //! # use std::time::Duration;
 //! # use axum::Router;
 //! # use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-//! # use mcp_forward::{CaptureLayer, OriginGuardLayer, ProbeLayer, RefusalLayer, Relay, Upstream};
+//! # use http::request::Parts;
+//! # use mcp_forward::{CaptureLayer, InternalForwardLayer, OriginGuardLayer, ProbeLayer, RefusalLayer};
+//! # use mcp_forward::{Relay, ServerIdLayer, SessionLayer, Upstream};
 //! # use tower_http::{compression::CompressionLayer, cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
 //! # use tower_http::{sensitive_headers::SetSensitiveRequestHeadersLayer, trace::TraceLayer};
 //! # let up = Upstream::builder("up", "http://localhost:9000/mcp").build()?;
 //! # let client = Client::builder(TokioExecutor::new()).build_http();
 //! # let (relay, target) = (Relay::new(&up, client.clone()), up.clone());
 //! # let authentication = tower::layer::util::Identity::new();
+//! # let sessions = SessionLayer::bind(|parts| parts.extensions.get::<String>().cloned());
+//! # let internal_forward = InternalForwardLayer::for_peers(|_: &Parts| false);
+//! let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").build()?;
 //! let capture = CaptureLayer::for_upstreams([&up]).build()?;
 //! let sensitive = capture.names().to_vec();
 //! let app: Router = Router::new()
-//!     .route_service("/mcp", relay)
+//!     .route_service("/servers/{server_id}/mcp", relay)
 //!     .layer(RefusalLayer::new())
 //!     .layer(ProbeLayer::new(client, move |_| [target.clone()]))
+//!     .layer(sessions)
 //!     .layer(capture)
+//!     .layer(server_id)
 //!     .layer(authentication)
+//!     .layer(internal_forward)
 //!     .layer(OriginGuardLayer::loopback())
 //!     .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(30)))
 //!     .layer(TraceLayer::new_for_http())
@@ -110,7 +118,9 @@
 //! # use bytes::Bytes;
 //! # use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 //! # use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-//! # use mcp_forward::{CaptureLayer, OriginGuardLayer, ProbeLayer, RefusalLayer, Relay, Upstream};
+//! # use http::request::Parts;
+//! # use mcp_forward::{CaptureLayer, InternalForwardLayer, OriginGuardLayer, ProbeLayer, RefusalLayer};
+//! # use mcp_forward::{Relay, ServerIdLayer, SessionLayer, Upstream};
 //! # use tower::{BoxError, ServiceBuilder};
 //! # use tower_http::{compression::CompressionLayer, cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
 //! # use tower_http::{map_request_body::MapRequestBodyLayer, map_response_body::MapResponseBodyLayer};
@@ -119,6 +129,9 @@
 //! # let client = Client::builder(TokioExecutor::new()).build_http();
 //! # let (relay, target) = (Relay::new(&up, client.clone()), up.clone());
 //! # let authentication = tower::layer::util::Identity::new();
+//! # let sessions = SessionLayer::bind(|parts| parts.extensions.get::<String>().cloned());
+//! # let internal_forward = InternalForwardLayer::for_peers(|_: &Parts| false);
+//! # let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").build()?;
 //! # let capture = CaptureLayer::for_upstreams([&up]).build()?;
 //! # let sensitive = capture.names().to_vec();
 //! fn boxed<B>(body: B) -> UnsyncBoxBody<Bytes, BoxError>
@@ -137,8 +150,11 @@
 //!     .layer(TraceLayer::new_for_http())
 //!     .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(30)))
 //!     .layer(OriginGuardLayer::loopback())
+//!     .layer(internal_forward)
 //!     .layer(authentication)
+//!     .layer(server_id)
 //!     .layer(capture)
+//!     .layer(sessions)
 //!     .layer(MapRequestBodyLayer::new(boxed))
 //!     .layer(ProbeLayer::new(client, move |_| [target.clone()]))
 //!     .layer(RefusalLayer::new())
@@ -147,6 +163,14 @@
 //! # let _ = serve(service);
 //! # Ok::<_, mcp_forward::BuildError>(())
 //! ```
+//!
+//! # Many servers, many workers
+//!
+//! Where one gateway serves many servers, [`ServerIdLayer`] writes the id from the path into each
+//! message, so that a list or a call is for that server alone. A worker that passes a message on to the
+//! one that has its session sends it to the same path: it is scoped there again, by the same layer.
+//! `x-forwarded-internally` tells that worker not to pass it on again, and [`InternalForwardLayer`]
+//! believes it only from a peer.
 //!
 //! # Security
 //!
@@ -159,7 +183,9 @@
 //! # Features
 //!
 //! None is on by default. `tracing`: events, what is as it should be at DEBUG, what is not at WARN.
-//! `axum`: [`Inbound`] as an extractor. [`rmcp`]: both ends of a proxy that is built on rmcp.
+//! `axum`: [`Inbound`] as an extractor, and the path outside `nest` for [`ServerIdLayer`]. [`rmcp`]: both
+//! ends of a proxy that is built on rmcp. `session`: [`SessionLayer`], which lets only those use an MCP
+//! session who began it. `hmac`: [`InternalForward`], the proof that one worker gives another.
 #![doc(test(attr(deny(warnings))))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -173,8 +199,7 @@ pub mod reply;
 #[cfg(feature = "rmcp")]
 pub mod rmcp;
 mod rules;
-#[cfg(feature = "session")]
-mod server_id;
+pub mod server_id;
 
 pub use carry::{Inbound, InboundExt, Refusal, WithInbound, task};
 #[cfg(any(feature = "axum", feature = "rmcp"))]
@@ -183,6 +208,8 @@ pub use error::{
     BuildError, ConnectError, ConnectErrorKind, Mistake, MistakeKind, OutboundError,
     OutboundErrorKind,
 };
+#[cfg(feature = "hmac")]
+pub use error::{SignError, SignErrorKind};
 #[cfg(feature = "session")]
 pub use inbound::session::SessionLayer;
 pub use inbound::{capture::CaptureLayer, origin::OriginGuardLayer};
@@ -194,6 +221,13 @@ pub use outbound::{
 };
 pub use refusal::{challenge::Challenge, hold::RefusalLayer, probe::ProbeLayer};
 pub use rules::{OnConflict, Rule, Upstream, UpstreamBuilder};
+#[cfg(feature = "hmac")]
+pub use server_id::proof::InternalForward;
+pub use server_id::{
+    ServerId,
+    internal::{ForwardedInternally, InternalForwardLayer, VerifyPeer},
+    layer::ServerIdLayer,
+};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

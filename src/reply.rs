@@ -90,6 +90,8 @@ where
 #[derive(Clone, Debug)]
 pub(crate) struct Rejection {
     status: StatusCode,
+    /// Another than that of the status.
+    code: Option<i32>,
     message: Cow<'static, str>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -104,6 +106,7 @@ impl Rejection {
     pub(crate) const fn fixed(status: StatusCode, message: &'static str) -> Self {
         Self {
             status,
+            code: None,
             message: Cow::Borrowed(message),
             headers: Vec::new(),
         }
@@ -112,9 +115,16 @@ impl Rejection {
     pub(crate) fn new(status: StatusCode, message: String) -> Self {
         Self {
             status,
+            code: None,
             message: Cow::Owned(message),
             headers: Vec::new(),
         }
+    }
+
+    /// With another JSON-RPC code than that of the status.
+    pub(crate) const fn code(mut self, code: i32) -> Self {
+        self.code = Some(code);
+        self
     }
 
     /// With one header line more.
@@ -126,7 +136,7 @@ impl Rejection {
     pub(crate) fn response<B>(&self) -> Response<Body<B>> {
         let body = serde_json::json!({
             "jsonrpc": "2.0",
-            "error": { "code": code(self.status), "message": self.message },
+            "error": { "code": self.code.unwrap_or_else(|| code(self.status)), "message": self.message },
         });
         let mut response = Response::new(Body {
             kind: Kind::Own {

@@ -27,7 +27,8 @@ use http::{HeaderMap, Request};
 use http_body::{Body as _, Frame};
 use mcp_forward::{ForwardLayer, Inbound, InboundExt, Rule, Upstream, task};
 use request::{
-    ABSENT, Body, Connection, Head, PRESENT, bare, capture, exchange, inbound, upstream,
+    ABSENT, Body, Connection, Head, PRESENT, bare, bare_for, capture, exchange, inbound, scoped,
+    server_id, tool_call, upstream,
 };
 use tower::{Layer, Service};
 
@@ -298,4 +299,105 @@ fn compact_allocates_the_snapshot_and_each_value() {
     }
     let nobody = inbound(&ABSENT);
     assert_eq!(count(|| drop(nobody.compact())), 0);
+}
+
+/// A body of several frames that says how long it is.
+struct Frames(Bytes);
+
+impl http_body::Body for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let length = self.0.len().min(16 * 1024);
+        let frame = (length > 0).then(|| Ok(Frame::data(self.0.split_to(length))));
+        Poll::Ready(frame)
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.0.len() as u64)
+    }
+}
+
+const KIB: usize = 1024;
+const SIZES: [usize; 4] = [KIB, 64 * KIB, 1024 * KIB, 4096 * KIB];
+
+#[test]
+fn an_edit_allocates_the_same_for_every_size_and_copies_nothing() {
+    let counts = SIZES.map(|size| {
+        let body = tool_call(size, false);
+        let mut service = server_id().layer(bare_for());
+        exchange(&mut service, scoped(&body));
+        let request = scoped(&body);
+        let measured = allocation_counter::measure(|| exchange(&mut service, request));
+        assert!(measured.bytes_total < 2 * KIB as u64, "{measured:?}");
+        measured.count_total
+    });
+    assert_eq!(counts, [counts[0]; 4]);
+    assert!(counts[0] <= 12, "{counts:?}");
+}
+
+#[test]
+fn frames_are_copied_into_room_that_grows_with_them() {
+    let counts = SIZES[1..].iter().map(|size| {
+        let body = tool_call(*size, false);
+        let mut service = server_id().layer(bare_for());
+        let mut call = || {
+            let request = scoped(&body).map(|_| Frames(body.clone()));
+            let measured = allocation_counter::measure(|| {
+                let answer = futures_util::FutureExt::now_or_never(service.call(request));
+                assert!(answer.unwrap().is_ok());
+            });
+            // It doubles, and the old room is given back.
+            let room = 2 * body.len() as u64 + 64 * KIB as u64;
+            assert!(measured.bytes_max < 3 * room / 2, "{measured:?}");
+            assert!(measured.bytes_total < 2 * room, "{measured:?}");
+            measured.count_total
+        };
+        call();
+        call()
+    });
+    let counts: Vec<_> = counts.collect();
+    // 1 MiB is four times doubled, 4 MiB is twice more.
+    assert!(
+        counts[1] <= counts[0] + 5 && counts[2] <= counts[1] + 2,
+        "{counts:?}"
+    );
+}
+
+/// Says that 4 MiB come, and sends two bytes.
+struct Claim(u8);
+
+impl http_body::Body for Claim {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.0 == 0 {
+            return Poll::Pending;
+        }
+        self.0 -= 1;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b" ")))))
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(4096 * KIB as u64)
+    }
+}
+
+#[test]
+fn a_length_that_is_only_claimed_takes_little_room() {
+    let mut service = server_id().layer(bare_for());
+    let request = scoped(&Bytes::new()).map(|_| Claim(2));
+    let measured = allocation_counter::measure(|| {
+        let answer = futures_util::FutureExt::now_or_never(service.call(request));
+        assert!(answer.is_none());
+    });
+    assert!(measured.bytes_max < 66 * KIB as u64, "{measured:?}");
 }

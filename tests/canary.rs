@@ -5,7 +5,12 @@
 //! read out of the source (`pub struct`, `enum`, `union`, `trait` at the start of a line), and not out
 //! of rustdoc's JSON: that needs a nightly compiler and a build of its own, and the `unreachable_pub`
 //! lint already says that whatever is `pub` here can be reached.
-#![cfg(all(feature = "axum", feature = "tracing"))]
+#![cfg(all(
+    feature = "axum",
+    feature = "hmac",
+    feature = "session",
+    feature = "tracing"
+))]
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -13,32 +18,39 @@
     reason = "tests"
 )]
 
+#[path = "support/canary.rs"]
+mod canary;
+#[path = "support/mcp.rs"]
+mod mcp;
 mod support;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     convert::Infallible,
     fmt::{Debug, Display},
     fs,
     future::Pending,
-    io,
     marker::PhantomPinned,
     net::SocketAddr,
     path::Path,
     rc::Rc,
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::atomic::AtomicBool,
     task::{Context, Poll},
 };
 
 use axum::extract::FromRequestParts;
 use bytes::Bytes;
+use canary::{CANARY, PLACES, base64, check, log};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use mcp::{Kind, Server};
 use mcp_forward::{
-    BoxClientFactory, BuildError, CaptureLayer, ClientFactory, ConnectError, ConnectErrorKind,
-    ForwardLayer, Inbound, InboundExt, Mistake, MistakeKind, OnConflict, OriginGuardLayer,
-    Outbound, OutboundError, OutboundErrorKind, Relay, Rule, Upstream, outbound, task,
+    BoxClientFactory, BuildError, CaptureLayer, Challenge, ClientFactory, ConnectError,
+    ConnectErrorKind, ForwardLayer, ForwardedInternally, Inbound, InboundExt, InternalForward,
+    InternalForwardLayer, Mistake, MistakeKind, OnConflict, OriginGuardLayer, Outbound,
+    OutboundError, OutboundErrorKind, ProbeLayer, Refusal, RefusalLayer, Relay, Rule, ServerId,
+    ServerIdLayer, SessionLayer, Upstream, outbound, refusal, rmcp, server_id, task,
 };
 use support::{HttpClient, http_client, http2_client, identity, serve};
 use tokio::net::TcpListener;
@@ -49,67 +61,6 @@ use tower_http::{
     trace::{DefaultMakeSpan, TraceLayer},
 };
 use tracing::{Level, Span};
-use tracing_subscriber::{filter::LevelFilter, fmt::format::FmtSpan};
-
-/// A token of this alphabet is one for `.bearer()` as well.
-const CANARY: &str = "kQ7vZ2xW9bL4mT6pR8sJ";
-
-/// A canary that is a host, a path, a query, and no URL.
-const PLACES: [&str; 4] = [
-    "http://user:kQ7vZ2xW9bL4mT6pR8sJ@elsewhere.example/",
-    "http://elsewhere.example/kQ7vZ2xW9bL4mT6pR8sJ",
-    "http://elsewhere.example/?t=kQ7vZ2xW9bL4mT6pR8sJ#kQ7vZ2xW9bL4mT6pR8sJ",
-    "//[kQ7vZ2xW9bL4mT6pR8sJ",
-];
-
-/// RFC 4648 section 4, without padding.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let groups = bytes.chunks(3).flat_map(|chunk| {
-        let bits = chunk
-            .iter()
-            .chain(&[0; 2])
-            .take(3)
-            .fold(0, |bits, byte| bits << 8 | usize::from(*byte));
-        let digits = [18, 12, 6, 0].map(|shift| char::from(ALPHABET[bits >> shift & 63]));
-        digits.into_iter().take(chunk.len() + 1)
-    });
-    groups.collect()
-}
-
-/// Every text by which the canary would be known again: any eight characters of it, of its base64 at
-/// each of the three offsets, and of its bytes as a list of numbers.
-fn traces() -> BTreeSet<String> {
-    let mut traces = BTreeSet::new();
-    let mut windows = |text: &str| {
-        let text = text.as_bytes();
-        traces.extend(
-            text.windows(8)
-                .map(|w| String::from_utf8_lossy(w).into_owned()),
-        );
-    };
-    windows(CANARY);
-    for offset in 0..3 {
-        let encoded = base64(&[&b"  "[..offset], CANARY.as_bytes()].concat());
-        // Not the digits that hold a part of what stands before or after.
-        windows(&encoded[2..encoded.len() - 1]);
-    }
-    let numbers: Vec<_> = CANARY.bytes().map(|byte| byte.to_string()).collect();
-    traces.extend(numbers.windows(8).map(|bytes| bytes.join(",")));
-    traces
-}
-
-/// Fails where `text` shows a part of the canary, whatever white space is in it.
-fn check(what: &str, text: &str) {
-    let dense: String = text.split_whitespace().collect();
-    for trace in traces() {
-        if let Some(at) = dense.find(&trace) {
-            let before = &dense.as_bytes()[at.saturating_sub(300)..at];
-            let before = String::from_utf8_lossy(before);
-            panic!("{what} shows the canary: {before}{trace}");
-        }
-    }
-}
 
 #[test]
 fn the_check_sees_the_canary_in_any_dress() {
@@ -391,6 +342,9 @@ fn build_errors() -> Vec<BuildError> {
         guard().allow_origin(&line),
     ];
     errors.extend(guards.map(|builder| builder.build().unwrap_err()));
+    errors.push(InternalForward::new([(&*line, CANARY)]).unwrap_err());
+    let layer = ServerIdLayer::for_path(&line).unscoped_paths(PLACES);
+    errors.push(layer.param(&line).build().unwrap_err());
     errors
 }
 
@@ -449,6 +403,60 @@ async fn outbound_errors() -> Vec<OutboundError> {
     errors
 }
 
+/// Clients of an upstream that says the canary wherever it can, and what goes wrong with it.
+async fn rmcp_values(inbound: &Inbound) -> (Vec<rmcp::Client>, Vec<rmcp::Error>, Vec<Refusal>) {
+    let server = Server::start(Kind::Sessions).await;
+    let up = upstream(&server.url());
+    let factory = rmcp::Factory::builder().build().unwrap();
+    let mut errors = Vec::new();
+    let mut clients = Vec::new();
+    // While it connects, and while it is called.
+    for rpc in ["initialize", "tools/call"] {
+        for status in [200, 307, 401, 403, 404, 429, 500] {
+            for content_type in ["application/json", "text/event-stream", "text/html"] {
+                for challenged in [true, false] {
+                    server.intercept(move |seen| {
+                        let challenge = format!("Bearer error_description=\"{CANARY}\"");
+                        let lines = [
+                            ("content-type", content_type),
+                            ("location", PLACES[2]),
+                            ("x-echo", CANARY),
+                            ("www-authenticate", &challenge),
+                        ];
+                        let lines = &lines[..if challenged { 4 } else { 3 }];
+                        (seen.rpc() == rpc).then(|| mcp::answer(status, lines, CANARY))
+                    });
+                    match factory.connect_for(&up, inbound).await {
+                        Ok(client) => {
+                            let call = mcp::call("any", serde_json::json!({ "a": CANARY }));
+                            errors.extend(client.call_tool(call).await.err());
+                            clients.push(client);
+                        }
+                        Err(error) => {
+                            check("no client", &format!("{error} {error:?}"));
+                            let source = std::error::Error::source(&error).unwrap();
+                            errors.push(source.downcast_ref::<rmcp::Error>().unwrap().clone());
+                        }
+                    }
+                }
+            }
+        }
+    }
+    server.intercept(|_| None);
+    let client = factory.connect_for(&up, inbound).await.unwrap();
+    let text = serde_json::json!({ "text": CANARY });
+    let failed = client.call_tool(mcp::call("fail", text)).await;
+    errors.push(failed.unwrap_err());
+    server.stop();
+    let failed = client
+        .call_tool(mcp::call("any", serde_json::json!({ "a": CANARY })))
+        .await;
+    errors.push(failed.unwrap_err());
+    let refusals = errors.iter().filter_map(rmcp::Error::refusal);
+    let refusals = refusals.cloned().collect();
+    (clients, errors, refusals)
+}
+
 async fn connect_errors(inbound: &Inbound) -> Vec<ConnectError> {
     let up = upstream("https://up.example/mcp");
     let fails = |_: Outbound| async { Err::<(), BoxError>(PLACES[1].into()) };
@@ -456,6 +464,77 @@ async fn connect_errors(inbound: &Inbound) -> Vec<ConnectError> {
         fails.connect_for(&up, inbound).await.unwrap_err(),
         fails.connect(&up).await.unwrap_err(),
     ]
+}
+
+/// The server id: the canary is the server, the key, its id, and in the message.
+async fn server_ids(t: &mut Table) {
+    let builder = ServerIdLayer::for_path("/servers/{id}/mcp").unscoped_paths(["/mcp"]);
+    let layer = builder.build().unwrap();
+    let p = Probe(vec![
+        ServerIdLayer::for_path(CANARY)
+            .unscoped_paths([CANARY])
+            .param(CANARY),
+    ]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let path = format!("/servers/{CANARY}/mcp");
+    let message = || {
+        let message = format!(r#"{{"method":"{CANARY}"}}"#);
+        Request::post(&path)
+            .body(Full::<Bytes>::from(message))
+            .unwrap()
+    };
+    let mut service = layer.layer(Quiet);
+    let p = Probe(vec![
+        service.call(message()),
+        service.call(request("/", &[])),
+    ]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![service]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let (come, mut came) = tokio::sync::mpsc::unbounded_channel();
+    let keeping = service_fn(move |request: Request<server_id::Body<Full<Bytes>>>| {
+        come.send(request).unwrap();
+        std::future::ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())))
+    });
+    let worker = InternalForwardLayer::for_peers(|_: &http::request::Parts| true);
+    let mut marked = message();
+    let mark = HeaderValue::from_static(CANARY);
+    marked.headers_mut().insert("x-forwarded-internally", mark);
+    let service = worker.layer(layer.layer(keeping));
+    service.oneshot(marked).await.unwrap();
+    let (parts, body) = came.recv().await.unwrap().into_parts();
+    let p = Probe(vec![parts.extensions.get::<ServerId>().unwrap().clone()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![
+        *parts.extensions.get::<ForwardedInternally>().unwrap(),
+    ]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![body, server_id::Body::default()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![layer]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+
+    let forward = InternalForward::new([(CANARY, CANARY.repeat(2))]).unwrap();
+    let keys = InternalForwardLayer::for_keys(&forward);
+    let mut service = keys.layer(Quiet);
+    let p = Probe(vec![service.call(message())]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![service]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![keys, worker]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let session = Request::post(&path)
+        .header("mcp-session-id", CANARY)
+        .header("mcp-session-id", CANARY);
+    let error = forward
+        .sign(&mut session.body(CANARY).unwrap())
+        .unwrap_err();
+    let p = Probe(vec![error]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![error.kind()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![forward]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
 }
 
 #[tokio::test]
@@ -521,6 +600,17 @@ async fn no_public_type_prints_it() {
     let p = Probe(vec![BoxClientFactory::new(factory)]);
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
 
+    let secret = reqwest::header::HeaderValue::from_static(CANARY);
+    let http = || {
+        let headers = [(http::header::AUTHORIZATION, secret.clone())];
+        let headers = headers.into_iter().collect();
+        reqwest::Client::builder().default_headers(headers)
+    };
+    let p = Probe(vec![rmcp::Factory::builder().http(http())]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![rmcp::Factory::builder().http(http()).build().unwrap()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+
     // What is carried.
     let p = Probe(vec![alice.clone(), alice.compact(), Inbound::empty()]);
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
@@ -548,6 +638,20 @@ async fn no_public_type_prints_it() {
         .await
         .unwrap();
     let p = Probe(vec![rejected.into_body(), answered.into_body()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let sessions = SessionLayer::bind(|_| Some(CANARY.to_owned())).pin();
+    let mut service = sessions.layer(Quiet);
+    let foreign = [good[0], ("mcp-session-id", CANARY)];
+    let p = Probe(alice.clone().sync_scope(|| {
+        vec![
+            service.call(request("/", &good)),
+            service.call(request("/", &foreign)),
+        ]
+    }));
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![service]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![sessions]);
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
     let mut service = OriginGuardLayer::loopback().layer(Quiet);
     let rebound = [("host", CANARY), ("origin", PLACES[1])];
@@ -593,6 +697,47 @@ async fn no_public_type_prints_it() {
     let p = Probe(removed);
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
 
+    // What comes back.
+    let outbound = identity().connect_for(&up, &alice).await.unwrap();
+    let told = support::headers([("www-authenticate", CANARY)]);
+    let refusal = outbound.refusal(http::StatusCode::UNAUTHORIZED, &told);
+    let p = Probe(vec![refusal.unwrap()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let url = format!("https://proxy.example/{CANARY}");
+    let p = Probe(vec![
+        Challenge::rewrite(url).unwrap(),
+        Challenge::rewrite_with(|_, _| Some(CANARY.to_owned())),
+        Challenge::relay(),
+        Challenge::omit(),
+    ]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let layer = RefusalLayer::new();
+    let mut service = layer.layer(Quiet);
+    let p = Probe(vec![
+        service.call(attached("/")),
+        service.call(request("/", &good)),
+    ]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![service]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![refusal::HeldBody::<Full<Bytes>>::default()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![layer]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let target = up.clone();
+    let layer = ProbeLayer::new(Quiet, move |_| [target.clone()]).fail_closed();
+    let mut service = layer.layer(Quiet);
+    let p = Probe(vec![
+        service.call(attached("/")),
+        service.call(request("/", &good)),
+    ]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![service]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![layer]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    server_ids(&mut t).await;
+
     // What goes wrong.
     let errors = build_errors();
     let mistakes: Vec<Mistake> = errors
@@ -629,6 +774,23 @@ async fn no_public_type_prints_it() {
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
     let p = Probe(kinds);
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let (clients, errors, refusals) = rmcp_values(&alice).await;
+    assert!(refusals.iter().any(|it| it.challenges().count() > 0));
+    let kinds: Vec<rmcp::ErrorKind> = errors.iter().map(rmcp::Error::kind).collect();
+    for kind in [
+        rmcp::ErrorKind::Refused,
+        rmcp::ErrorKind::Answered,
+        rmcp::ErrorKind::Unreachable,
+        rmcp::ErrorKind::Unusable,
+    ] {
+        assert!(kinds.contains(&kind), "{kind:?}");
+    }
+    let p = Probe(clients);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(errors);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(kinds);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
     let mut parts = request("/", &good).into_parts().0;
     let p = Probe(vec![
         Inbound::from_request_parts(&mut parts, &())
@@ -641,38 +803,6 @@ async fn no_public_type_prints_it() {
     expected.retain(|_, traits| traits != "trait");
     let (expected, found) = (printed(&expected), printed(&t.0));
     assert_eq!(expected, found, "`public_types.txt` should have:\n{found}");
-}
-
-/// What is written here goes nowhere else.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The log of this process from now on, of every crate and at every level.
-///
-/// Global: while there is one subscriber, of one thread only, an event that another thread tells first
-/// would be taken for one that nobody listens to.
-fn log() -> Log {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::TRACE)
-        .with_span_events(FmtSpan::FULL)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    tracing::subscriber::set_global_default(subscriber).unwrap();
-    log
 }
 
 /// An upstream that gives back what it is told, wherever it can: in the answer's headers and body.
@@ -815,7 +945,8 @@ async fn statuses(client: &HttpClient<Full<Bytes>>, proxy: SocketAddr) -> Vec<u1
 
 #[tokio::test]
 async fn no_log_has_it() {
-    let log = log();
+    // rmcp tells at this level what messages say, and the test beside this one has the canary in them.
+    let log = log("trace,rmcp=off");
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut upstreams = vec![closed.local_addr().unwrap()];
     drop(closed);

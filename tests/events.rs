@@ -6,8 +6,11 @@ mod support;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use mcp_forward::{CaptureLayer, ForwardLayer, Relay, Upstream};
-use support::{OK, RawUpstream, http_client, post, raw, serve, status};
+use mcp_forward::{
+    CaptureLayer, ForwardLayer, InternalForwardLayer, ProbeLayer, RefusalLayer, Relay,
+    ServerIdLayer, Upstream,
+};
+use support::{OK, RawUpstream, Witness, http_client, message, post, raw, serve, status};
 use tower::{Layer, ServiceExt};
 
 /// The log, at every level, of what `run` does, in which no value is.
@@ -155,4 +158,152 @@ async fn an_upstream_that_is_down_or_silent_is_named() {
     let (_, log) = logged(relay.oneshot(request.unwrap())).await;
     let expected = r#"WARN the upstream did not answer in time upstream="up""#;
     assert_eq!(self::own(&log).last().unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_refusal_says_whose_it_is_and_how_it_was_told() {
+    let line = "www-authenticate: Bearer error=\"s3cret\"\r\n";
+    let server = RawUpstream::answering(support::refusal::answer(401, line)).await;
+    let builder = || Upstream::builder("up", server.url("/mcp?key=s3cret"));
+    let callers = builder().allow_credential("authorization");
+    let operators = builder().set("authorization", "Bearer s3cret");
+    for (builder, probes, expected) in [
+        (
+            callers.clone(),
+            false,
+            r#"DEBUG refused upstream="up" status=401 whose="caller" how="at once""#,
+        ),
+        (
+            callers,
+            true,
+            r#"DEBUG refused upstream="up" status=401 whose="caller" how="probed""#,
+        ),
+        (
+            operators,
+            false,
+            r#"WARN refused upstream="up" status=401 whose="operator" how="at once""#,
+        ),
+    ] {
+        let up = builder.build().unwrap();
+        let capture = CaptureLayer::for_upstreams([&up]).build().unwrap();
+        let target = probes.then(|| up.clone());
+        let (_, log) = logged(async {
+            let client = http_client();
+            let probe = ProbeLayer::new(client.clone(), move |_| target.clone());
+            let relay = RefusalLayer::new().layer(Relay::new(&up, client));
+            let addr = serve(capture.layer(probe.layer(relay))).await;
+            raw(addr, post(addr, TOKEN)).await
+        })
+        .await;
+        let own = own(&log);
+        assert_eq!(own.last().unwrap(), expected);
+        let probed = r#"DEBUG probed upstream="up" outcome="refused""#;
+        assert_eq!(own.iter().any(|line| line == probed), probes, "{own:?}");
+    }
+}
+
+#[cfg(feature = "session")]
+#[tokio::test]
+async fn a_session_is_told_of_without_its_id() {
+    use std::time::Duration;
+
+    let server = RawUpstream::new(|request| {
+        let begins = request.all("mcp-session-id").is_empty();
+        let id = if begins {
+            "mcp-session-id: s3cret\r\n"
+        } else {
+            ""
+        };
+        let head = format!("HTTP/1.1 200 OK\r\n{id}connection: close\r\ncontent-length: 0\r\n\r\n");
+        head.into_bytes()
+    })
+    .await;
+    let up = Upstream::builder("up", server.url("/mcp")).build().unwrap();
+    let layer = mcp_forward::SessionLayer::bind_header("x-user").unwrap();
+    let (_, log) = logged(async {
+        let addr = serve(layer.layer(Relay::new(&up, http_client()))).await;
+        let send = |request: String| async move { status(&raw(addr, request).await) };
+        let alice = "x-user: alice-s3cret\r\n";
+        let inside = format!("{alice}mcp-session-id: s3cret\r\n");
+        assert_eq!(send(post(addr, alice)).await, 200);
+        // Somebody else, an unknown one, an event of none, two lines.
+        assert_eq!(send(post(addr, "mcp-session-id: s3cret\r\n")).await, 404);
+        assert_eq!(send(post(addr, "mcp-session-id: s3cret2\r\n")).await, 404);
+        assert_eq!(send(post(addr, "last-event-id: s3cret\r\n")).await, 404);
+        let twice = format!("{inside}mcp-session-id: s3cret\r\n");
+        assert_eq!(send(post(addr, &twice)).await, 400);
+        let delete = post(addr, &inside).replacen("POST", "DELETE", 1);
+        assert_eq!(send(delete).await, 200);
+        assert_eq!(send(post(addr, alice)).await, 200);
+        assert!(layer.remove("s3cret"));
+        assert_eq!(send(post(addr, alice)).await, 200);
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(30 * 60)).await;
+        assert_eq!(layer.live(), 0);
+    })
+    .await;
+    let own = own(&log);
+    let told = own.iter().filter(|line| line.contains("session"));
+    let told: Vec<_> = told.map(String::as_str).collect();
+    assert_eq!(
+        told,
+        [
+            "DEBUG session created",
+            "WARN session denied reason=\"somebody else's\"",
+            "WARN session denied reason=\"unknown\"",
+            "WARN session denied reason=\"an event without a session\"",
+            "WARN rejected layer=\"session\" reason=400: send one `mcp-session-id`, of 1 to 256 visible \
+             ASCII characters",
+            "DEBUG session ended reason=\"deleted\"",
+            "DEBUG session created",
+            "DEBUG session ended reason=\"removed\"",
+            "DEBUG session created",
+            "DEBUG session ended count=1 reason=\"expired\"",
+        ]
+    );
+}
+
+/// What is told of a message on `path` with `lines`, to a worker that believes `x-worker`.
+async fn scoped(path: &str, lines: &str, body: &str) -> Vec<String> {
+    let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").build();
+    let worker = InternalForwardLayer::for_peers(|parts: &http::request::Parts| {
+        parts.headers.contains_key("x-worker")
+    });
+    let stack = worker.layer(server_id.unwrap().layer(Witness::default()));
+    let ((), log) = logged(async {
+        let addr = serve(stack).await;
+        raw(addr, message(addr, path, lines, body)).await;
+    })
+    .await;
+    own(&log)
+}
+
+#[tokio::test]
+async fn a_rejected_message_says_why_and_an_internal_forward_whether_it_is_believed() {
+    let good = r#"{"method":"s3cret"}"#;
+    let path = "/servers/s3cret/mcp";
+    let mark = "x-forwarded-internally: s3cret\r\n";
+    let worker = format!("{mark}x-worker: 1\r\n");
+    let twice = format!("{worker}{mark}");
+    let not = "WARN an internal forward is not believed reason=";
+    for (path, lines, body, expected) in [
+        (path, "", good, vec![]),
+        (path, &*worker, good, vec!["DEBUG forwarded internally".to_owned()]),
+        (path, mark, good, vec![format!("{not}\"the sender is no worker\"")]),
+        (path, &twice, good, vec![format!("{not}\"it is on several lines\"")]),
+        (
+            "/s3cret",
+            "",
+            good,
+            vec!["WARN rejected layer=\"server id\" reason=404: no server has this path; check its server id".to_owned()],
+        ),
+        (
+            path,
+            "",
+            r#"{"method":"m","params":["s3cret"]}"#,
+            vec!["WARN rejected layer=\"server id\" reason=400: `params` is no object, so it cannot name the server; send it by name".to_owned()],
+        ),
+    ] {
+        assert_eq!(scoped(path, lines, body).await, expected);
+    }
 }

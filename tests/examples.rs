@@ -16,7 +16,11 @@ use std::{
     time::Duration,
 };
 
-use support::{OK, RawUpstream, post, raw, status};
+use support::{
+    OK, RawUpstream, post, raw,
+    refusal::{answer, challenges},
+    status,
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpListener,
@@ -194,7 +198,7 @@ async fn relay_sends_what_its_flags_say_and_prints_one_line() {
         }
 
         let without = raw(relay.addr, post(relay.addr, "x-user-id: alice\r\n")).await;
-        assert_eq!(status(&without), 400, "x-token is required: {without}");
+        assert_eq!(status(&without), 401, "x-token is required: {without}");
         let elsewhere = post(relay.addr, caller).replace("/mcp", "/other");
         assert_eq!(status(&raw(relay.addr, elsewhere).await), 404);
         assert_eq!(upstream.requests().len(), 1);
@@ -232,6 +236,84 @@ async fn relay_lets_credentials_through_for_admitted_callers_only() {
         assert_eq!(requests[1].all("authorization"), ["Bearer a"]);
         assert_eq!(requests[1].all("x-session"), ["b=1"]);
         assert!(requests[1].all("x-proxy-key").is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn relay_tells_refusals_as_its_flags_say() {
+    const METADATA: &str = "https://proxy.example/md";
+    bounded(async {
+        let foreign = r#"Bearer error="expired", resource_metadata="https://up.example/md""#;
+        let lines = format!("www-authenticate: {foreign}\r\n");
+        let upstream = RawUpstream::answering(answer(401, &lines)).await;
+        let url = upstream.url("/mcp");
+        let ours = format!(r#"Bearer error="expired", resource_metadata="{METADATA}""#);
+        let none = r#"Bearer error="invalid_token""#;
+        let rewrite = ["--challenge", "rewrite", "--resource-metadata", METADATA];
+        for (more, expected) in [
+            (&[][..], none),
+            (&["--challenge", "omit"], none),
+            (&["--challenge", "relay"], foreign),
+            (&["--resource-metadata", METADATA], &ours),
+            (&rewrite, &ours),
+            (&["--challenge", "omit", "--probe"], none),
+        ] {
+            let flags = ["--allow-credential", "authorization", "--upstream", &url];
+            let flags = [&flags[..], &["--listen", "127.0.0.1:0"], more].concat();
+            let relay = Server::start("relay", &flags, "/mcp").await;
+            let asked = upstream.requests().len();
+            let answer = raw(relay.addr, post(relay.addr, "authorization: Bearer a\r\n")).await;
+            assert_eq!(status(&answer), 401, "{more:?} {answer}");
+            assert_eq!(challenges(&answer), [expected], "{more:?}");
+            assert_eq!(upstream.requests().len(), asked + 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn relay_probes_and_fails_closed_as_its_flags_say() {
+    bounded(async {
+        let upstream = RawUpstream::new(|request| {
+            let is_probe = request.body != b"{}";
+            answer(if is_probe { 500 } else { 200 }, "").into()
+        })
+        .await;
+        let url = upstream.url("/mcp");
+        for (more, expected, sent) in [
+            (&[][..], 200, 1),
+            (&["--probe"], 200, 2),
+            (&["--probe", "--fail-closed"], 502, 1),
+        ] {
+            let flags = ["--allow-credential", "authorization", "--upstream", &url];
+            let flags = [&flags[..], &["--listen", "127.0.0.1:0"], more].concat();
+            let relay = Server::start("relay", &flags, "/mcp").await;
+            let before = upstream.requests().len();
+            let answer = raw(relay.addr, post(relay.addr, "authorization: Bearer a\r\n")).await;
+            assert_eq!(status(&answer), expected, "{more:?} {answer}");
+            assert_eq!(upstream.requests().len(), before + sent, "{more:?}");
+        }
+        for flags in [
+            &["--fail-closed"][..],
+            &["--challenge", "rewrite"],
+            &[
+                "--challenge",
+                "omit",
+                "--resource-metadata",
+                "https://proxy.example/md",
+            ],
+            &["--resource-metadata", "proxy.example/s3cr3t"],
+        ] {
+            let flags = [&["--upstream", "http://localhost/"], flags].concat();
+            let relay = run("relay", &flags).await;
+            let errors = text(&relay.stderr);
+            assert_eq!(relay.status.code(), Some(2), "{flags:?} {errors}");
+            assert!(
+                errors.contains("error: ") && !errors.contains("s3cr3t"),
+                "{errors}"
+            );
+        }
     })
     .await;
 }
@@ -296,6 +378,44 @@ async fn relay_names_every_mistake_and_shows_no_value() {
         assert_eq!(relay.status.code(), Some(2), "{errors}");
         assert!(errors.contains("error: --admission-header"), "{errors}");
         assert!(errors.contains("error: `x_user_id` and"), "{errors}");
+    })
+    .await;
+}
+
+#[cfg(all(feature = "session", feature = "tracing"))]
+#[tokio::test]
+async fn relay_keeps_a_session_for_its_user() {
+    bounded(async {
+        let upstream = RawUpstream::new(|request| {
+            let begins = request.all("mcp-session-id").is_empty();
+            let id = if begins { "mcp-session-id: s\r\n" } else { "" };
+            format!("HTTP/1.1 200 OK\r\n{id}connection: close\r\ncontent-length: 0\r\n\r\n").into()
+        })
+        .await;
+        let url = upstream.url("/mcp");
+        for (how, expected) in [("bind", "b"), ("pin", "a")] {
+            let flags = "--allow x-team --principal-header x-user --listen 127.0.0.1:0 --session";
+            let mut flags: Vec<_> = flags.split_whitespace().collect();
+            flags.extend([how, "--upstream", &url]);
+            let relay = Server::start("relay", &flags, "/mcp").await;
+            for (lines, expected) in [
+                ("x-team: a\r\n", 401),
+                ("x-user: alice\r\nx-team: a\r\n", 200),
+                ("x-user: bob\r\nmcp-session-id: s\r\n", 404),
+                ("x-user: alice\r\nx-team: b\r\nmcp-session-id: s\r\n", 200),
+            ] {
+                let answer = raw(relay.addr, post(relay.addr, lines)).await;
+                assert_eq!(status(&answer), expected, "{lines}");
+            }
+            let last = upstream.requests().pop().unwrap();
+            assert_eq!(last.all("x-team"), [expected]);
+        }
+        let alone = ["--upstream", &url, "--session", "bind"];
+        assert_eq!(run("relay", &alone).await.status.code(), Some(2));
+        let wrong = [&alone[..], &["--principal-header", "x user"]].concat();
+        let relay = run("relay", &wrong).await;
+        assert_eq!(relay.status.code(), Some(2));
+        assert!(text(&relay.stderr).contains("error: a header name that begins with `x`"));
     })
     .await;
 }
@@ -381,6 +501,46 @@ async fn hyper_server_relays_as_its_caller() {
         let sent = upstream.only_request();
         assert_eq!(sent.all("x-user-id"), ["alice"]);
         assert!(sent.all("cookie").is_empty());
+    })
+    .await;
+}
+
+#[cfg(all(feature = "hmac", feature = "tracing"))]
+#[tokio::test]
+async fn workers_answer_for_the_server_through_either_and_believe_a_proof_once() {
+    bounded(async {
+        let workers = run("workers", &[]).await;
+        let printed = text(&workers.stdout);
+        assert!(
+            workers.status.success(),
+            "{printed}{}",
+            text(&workers.stderr)
+        );
+        let scoped = "create_issue, list_pulls";
+        let at = |row: &str| {
+            let mut words = row.split_whitespace().skip_while(|word| *word != "worker");
+            words
+                .nth(1)
+                .unwrap_or_default()
+                .trim_matches(',')
+                .to_owned()
+        };
+        let rows: Vec<_> = printed
+            .lines()
+            .filter(|line| line.starts_with("  "))
+            .collect();
+        assert_eq!(rows.len(), 10, "{printed}");
+        // Every other connection is the other worker's: half of the answers were passed on.
+        for pair in rows.chunks(2).take(4) {
+            for (row, way) in pair.iter().zip(["direct", "passed on"]) {
+                assert!(row.ends_with(scoped) && row.contains(way), "{printed}");
+                assert_eq!(at(row), "0", "{printed}");
+            }
+        }
+        // The proof is good at the worker that has not the session, and only once.
+        assert!(rows[8].ends_with("404: no such session here"), "{printed}");
+        assert!(rows[9].ends_with(scoped), "{printed}");
+        assert_eq!([at(rows[8]), at(rows[9])], ["1", "0"], "{printed}");
     })
     .await;
 }

@@ -19,8 +19,11 @@ use axum::{
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
-use mcp_forward::{CaptureLayer, OriginGuardLayer, Relay, Upstream};
-use support::{OK, RawUpstream, http_client, logged, own_error, post, raw, serve, status};
+use mcp_forward::{
+    CaptureLayer, InternalForwardLayer, OriginGuardLayer, ProbeLayer, RefusalLayer, Relay,
+    ServerIdLayer, Upstream,
+};
+use support::{OK, RawUpstream, http_client, logged, message, own_error, post, raw, serve, status};
 use tower::{BoxError, Layer, ServiceBuilder};
 use tower_http::{
     compression::CompressionLayer,
@@ -39,6 +42,8 @@ const SENT: &str =
 struct Parts {
     upstream: Upstream,
     capture: CaptureLayer,
+    server_id: ServerIdLayer,
+    internal_forward: InternalForwardLayer,
 }
 
 fn parts(server: &RawUpstream) -> Parts {
@@ -56,7 +61,12 @@ fn parts(server: &RawUpstream) -> Parts {
         })
         .build()
         .unwrap();
-    Parts { upstream, capture }
+    Parts {
+        upstream,
+        capture,
+        server_id: ServerIdLayer::for_path("/{server_id}").build().unwrap(),
+        internal_forward: InternalForwardLayer::for_peers(|_: &http::request::Parts| false),
+    }
 }
 
 fn cors() -> CorsLayer {
@@ -65,8 +75,18 @@ fn cors() -> CorsLayer {
         .allow_methods([Method::POST])
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 struct Subject(&'static str);
+
+#[cfg(feature = "session")]
+fn sessions() -> mcp_forward::SessionLayer<Subject> {
+    mcp_forward::SessionLayer::bind_extension().require_principal()
+}
+
+#[cfg(not(feature = "session"))]
+fn sessions() -> tower::layer::util::Identity {
+    tower::layer::util::Identity::new()
+}
 
 /// The embedder's authentication: it knows one token.
 async fn authenticate(mut request: Request, next: Next) -> Response {
@@ -80,12 +100,24 @@ async fn authenticate(mut request: Request, next: Next) -> Response {
 
 /// axum's `.layer` lines read inside out: the last one is the outermost.
 async fn axum_lines(server: &RawUpstream) -> SocketAddr {
-    let Parts { upstream, capture } = parts(server);
+    let Parts {
+        upstream,
+        capture,
+        server_id,
+        internal_forward,
+    } = parts(server);
     let sensitive = capture.names().to_vec();
+    // One client, one pool.
+    let (client, target) = (http_client(), upstream.clone());
     let app: Router = Router::new()
-        .route_service("/mcp", Relay::new(&upstream, http_client()))
+        .route_service("/mcp", Relay::new(&upstream, client.clone()))
+        .layer(RefusalLayer::new())
+        .layer(ProbeLayer::new(client, move |_| [target.clone()]))
+        .layer(sessions())
         .layer(capture)
+        .layer(server_id)
         .layer(from_fn(authenticate))
+        .layer(internal_forward)
         .layer(OriginGuardLayer::loopback())
         .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(30)))
         .layer(trace())
@@ -101,8 +133,14 @@ async fn axum_lines(server: &RawUpstream) -> SocketAddr {
 /// Bare hyper: one `ServiceBuilder`, outermost first. CORS wants a response body with a default, and
 /// hyper's client a request body that is `Unpin`, which a time-out's is not: both are boxed.
 async fn hyper_builder(server: &RawUpstream) -> SocketAddr {
-    let Parts { upstream, capture } = parts(server);
+    let Parts {
+        upstream,
+        capture,
+        server_id,
+        internal_forward,
+    } = parts(server);
     let sensitive = capture.names().to_vec();
+    let (client, target) = (http_client(), upstream.clone());
     let service = ServiceBuilder::new()
         .layer(cors())
         .layer(MapResponseBodyLayer::new(boxed))
@@ -111,13 +149,18 @@ async fn hyper_builder(server: &RawUpstream) -> SocketAddr {
         .layer(trace())
         .layer(RequestBodyTimeoutLayer::new(Duration::from_secs(30)))
         .layer(OriginGuardLayer::loopback())
+        .layer(internal_forward)
         .map_request(|mut request: http::Request<_>| {
             request.extensions_mut().insert(Subject("alice"));
             request
         })
+        .layer(server_id)
         .layer(capture)
+        .layer(sessions())
         .layer(MapRequestBodyLayer::new(boxed))
-        .service(Relay::new(&upstream, http_client()));
+        .layer(ProbeLayer::new(client.clone(), move |_| [target.clone()]))
+        .layer(RefusalLayer::new())
+        .service(Relay::new(&upstream, client));
     serve(service).await
 }
 
@@ -141,16 +184,22 @@ async fn l7_both_spellings_serve_a_call_at_trace_and_print_no_value() {
     let ((), log) = logged(async {
         let server = RawUpstream::answering(OK).await;
         for addr in [axum_lines(&server).await, hyper_builder(&server).await] {
-            let answer = raw(addr, post(addr, &format!("{SENT}x-subject: mallory\r\n"))).await;
+            let lines = format!("{SENT}x-subject: mallory\r\nx-forwarded-internally: 1\r\n");
+            let answer = raw(addr, message(addr, "/mcp", &lines, r#"{"method":"m"}"#)).await;
             assert_eq!(status(&answer), 200, "{answer}");
             assert!(
                 answer.contains("access-control-allow-origin: *\r\n"),
                 "{answer}"
             );
-            let seen = server.requests().pop().unwrap();
-            assert_eq!(seen.all("authorization"), ["Bearer s3cret"]);
-            assert_eq!(seen.all("x-subject"), ["alice"]);
-            assert!(seen.all("x-user-id").is_empty() && seen.all("origin").is_empty());
+            // The probe and the call.
+            assert_eq!(server.requests().len() % 2, 0);
+            for seen in server.requests().iter().rev().take(2) {
+                assert_eq!(seen.all("authorization"), ["Bearer s3cret"]);
+                assert_eq!(seen.all("x-subject"), ["alice"]);
+                assert!(seen.all("x-user-id").is_empty() && seen.all("origin").is_empty());
+            }
+            let call = server.requests().pop().unwrap();
+            assert_eq!(call.body, br#"{"params":{"server_id":"mcp"},"method":"m"}"#);
         }
     })
     .await;
@@ -186,7 +235,9 @@ async fn the_outer_layers_answer_before_ours() {
 #[tokio::test]
 async fn a_layer_out_of_order_says_so() {
     let server = RawUpstream::answering(OK).await;
-    let Parts { upstream, capture } = parts(&server);
+    let Parts {
+        upstream, capture, ..
+    } = parts(&server);
     // The relay stands where no capture layer is around it.
     let addr = serve(Relay::new(&upstream, http_client())).await;
     let answer = raw(addr, post(addr, SENT)).await;

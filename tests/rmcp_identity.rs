@@ -13,7 +13,7 @@ mod support;
 
 use std::sync::Arc;
 
-use mcp::{Caller, Front, KINDS, Kind, Server, bearer};
+use mcp::{Caller, Front, KINDS, Kind, Server, bearer, builder, factory};
 use mcp_forward::rmcp::Factory;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -64,7 +64,7 @@ async fn storm(kind: Kind, factory: Factory, calls: usize) {
 }
 
 fn pooled() -> Factory {
-    Factory::builder().max_connections(1_000).build().unwrap()
+    builder().max_connections(1_000).build().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,14 +90,42 @@ async fn every_call_is_its_callers_on_2026_07_28() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_call_is_its_callers_where_nothing_is_kept() {
     for kind in KINDS {
-        storm(kind, Factory::builder().fresh().build().unwrap(), 2).await;
+        storm(kind, builder().fresh().build().unwrap(), 2).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_call_is_its_callers_while_connections_are_closed_for_others() {
     for kind in KINDS {
-        let small = Factory::builder().max_connections(5).build().unwrap();
+        let small = builder().max_connections(5).build().unwrap();
         storm(kind, small, 4).await;
+    }
+}
+
+/// rmcp binds a session to nobody; even so no message has another caller's headers.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_call_is_its_callers_where_a_session_is_shared() {
+    for kind in KINDS {
+        let server = Server::start(kind).await;
+        let upstream = server.upstream();
+        let front = Front::start(Kind::Sessions, &upstream, &factory()).await;
+        let first = Caller::open(&front, []).await;
+        let mut callers = JoinSet::new();
+        for number in 0..16 {
+            let token = bearer(&format!("user-{number}"));
+            let caller = first.with([("authorization", token.as_str())]);
+            callers.spawn(async move {
+                for _ in 0..20 {
+                    let answer = caller.call("whoami", json!({ "user": token })).await;
+                    assert_eq!(answer["authorization"], json!([token]), "{kind:?}");
+                }
+            });
+        }
+        while let Some(done) = callers.join_next().await {
+            done.unwrap();
+        }
+        if kind == Kind::Sessions {
+            assert_eq!(server.of("initialize").len(), 1);
+        }
     }
 }

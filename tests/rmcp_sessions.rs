@@ -14,7 +14,7 @@ mod support;
 use std::{collections::BTreeSet, pin::pin, time::Duration};
 
 use futures_util::{future::join_all, poll};
-use mcp::{Caller, Front, Kind, NEWEST, Server, answer, call, hold, told};
+use mcp::{Caller, Front, Kind, NEWEST, Server, answer, builder, call, factory, hold, told};
 use mcp_forward::{
     ClientFactory, ConnectError, Inbound, InboundExt, Upstream,
     rmcp::{Client, Error, ErrorKind, Factory},
@@ -24,10 +24,6 @@ use support::capture;
 
 const ALICE: [(&str, &str); 1] = [("authorization", "Bearer alice")];
 const BOB: [(&str, &str); 1] = [("authorization", "Bearer bob")];
-
-fn factory() -> Factory {
-    Factory::builder().build().unwrap()
-}
 
 async fn whoami(client: &Client) -> serde_json::Value {
     told(client.call_tool(call("whoami", json!({}))).await.unwrap())
@@ -240,8 +236,10 @@ async fn a_2026_07_28_request_with_a_session_id_is_not_in_that_session() {
         json!(["Bearer mallory"]),
         "{NEWEST}"
     );
-    let last = server.of("tools/call").pop().unwrap();
-    assert_ne!(last.session(), first.session());
+    mallory.call("whoami", json!({})).await;
+    let calls = server.of("tools/call");
+    assert_ne!(calls[1].session(), first.session());
+    assert_eq!(calls[1].session(), calls[2].session());
 }
 
 #[tokio::test]
@@ -312,7 +310,7 @@ async fn a_client_is_made_as_the_task_that_asks() {
 
 #[tokio::test]
 async fn fresh_clients_have_a_connection_each_and_end_it() {
-    let factory = Factory::builder().fresh().build().unwrap();
+    let factory = builder().fresh().build().unwrap();
     let server = Server::start(Kind::Sessions).await;
     let upstream = server.upstream();
     let front = Front::start(Kind::Sessions, &upstream, &factory).await;
@@ -340,7 +338,7 @@ async fn fresh_clients_have_a_connection_each_and_end_it() {
 #[tokio::test]
 async fn a_connection_that_nobody_uses_is_closed() {
     let idle = Duration::from_millis(50);
-    let factory = Factory::builder().idle_time(idle).build().unwrap();
+    let factory = builder().idle_time(idle).build().unwrap();
     let server = Server::start(Kind::Sessions).await;
     let upstream = server.upstream();
     let inbound = capture(&[&upstream], ALICE).await;
@@ -367,7 +365,7 @@ async fn a_connection_that_nobody_uses_is_closed() {
 
 #[tokio::test]
 async fn beyond_the_limit_the_least_used_is_closed() {
-    let factory = Factory::builder().max_connections(2).build().unwrap();
+    let factory = builder().max_connections(2).build().unwrap();
     let server = Server::start(Kind::Sessions).await;
     let upstream = server.upstream();
     let mut callers = Vec::new();
@@ -397,7 +395,7 @@ async fn beyond_the_limit_the_least_used_is_closed() {
 
 #[tokio::test]
 async fn a_factory_that_keeps_nothing_says_so() {
-    let error = Factory::builder().max_connections(0).build().unwrap_err();
+    let error = builder().max_connections(0).build().unwrap_err();
     assert!(error.to_string().contains("`fresh`"), "{error}");
     let nobody = Upstream::builder("up", "http://127.0.0.1:1/mcp")
         .build()

@@ -23,6 +23,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderMap, Request, Response, request::Parts};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
@@ -42,6 +43,9 @@ fn bound() -> SessionLayer<String> {
 fn line(id: &str) -> String {
     format!("mcp-session-id: {id}\r\n")
 }
+
+/// A version without sessions.
+const MODERN: &str = "mcp-protocol-version: 2026-07-28\r\n";
 
 /// A service of bare hyper that answers as the request's `x-script` says, such as `201 a b`: a status
 /// and session ids. It keeps what it saw.
@@ -134,7 +138,7 @@ async fn an_answer_with_an_id_that_cannot_be_the_callers_is_502() {
         // Another than the request's.
         ("POST", "mcp-session-id: bobs\r\n", "200 alices"),
         ("POST", "mcp-session-id: bobs\r\n", "200 new"),
-        ("GET", "mcp-session-id: bobs\r\n", "404 new"),
+        ("GET", "mcp-session-id: bobs\r\n", "500 new"),
         // Of no use.
         ("POST", "", "200 one two"),
         ("POST", "", "200 one one"),
@@ -161,7 +165,9 @@ async fn an_answer_with_an_id_that_cannot_be_the_callers_is_502() {
     // The request's own id is none of these, and neither is one that its owner is given again.
     let lines = format!("{BOB}mcp-session-id: bobs\r\n{}", script("200 bobs"));
     assert_eq!(status(&front.send("POST", &lines, "").await), 200);
-    assert_eq!(status(&front.initialize(&begin(BOB, "bobs")).await), 200);
+    for _ in 0..300 {
+        assert_eq!(status(&front.initialize(&begin(BOB, "bobs")).await), 200);
+    }
     assert_eq!((layer.live(), layer.principals()), (2, 2));
 }
 
@@ -204,6 +210,55 @@ async fn an_owners_delete_ends_the_session_where_it_is_gone() {
 }
 
 #[tokio::test]
+async fn a_session_that_the_service_knows_no_more_leaves_room_for_another() {
+    let layer = bound().max_per_principal(1);
+    let front = Script::default().front(&layer).await;
+    let begin = format!("{ALICE}{}", script("200 s"));
+    for (method, lines, lives) in [
+        ("POST", "", false),
+        ("GET", "", false),
+        ("DELETE", "", false),
+        // It was not of the session for the service.
+        ("POST", MODERN, true),
+        ("DELETE", MODERN, true),
+    ] {
+        assert_eq!(status(&front.initialize(&begin).await), 200);
+        assert_eq!(status(&front.initialize(&begin).await), 503);
+        // Others are answered before.
+        let stranger = format!("{BOB}{}{}", line("s"), script("404"));
+        assert_eq!(status(&front.send(method, &stranger, "").await), 404);
+        assert_eq!(layer.live(), 1, "{method}");
+        let lines = format!(
+            "{ALICE}{lines}mcp-method: tools/list\r\n{}{}",
+            line("s"),
+            script("404")
+        );
+        assert_eq!(status(&front.send(method, &lines, "").await), 404);
+        assert_eq!(layer.live() == 1, lives, "{method} {lines}");
+        layer.remove("s");
+    }
+    // A server of an SDK's says so too.
+    let service = session::mcp();
+    let other_way = service.clone();
+    let layer = bound();
+    let front = Front::start(&upstream(), &layer, service).await;
+    let id = front.begin(ALICE).await;
+    let ends = end_behind(&other_way, &id).await;
+    assert!(ends.is_success(), "{ends}");
+    assert_eq!(layer.live(), 1);
+    assert_eq!(status(&front.call(&id, ALICE).await), 404);
+    assert_eq!((layer.live(), layer.principals()), (0, 0));
+}
+
+/// Ends a session of rmcp's behind the layer's back.
+async fn end_behind(service: &session::McpService, id: &str) -> http::StatusCode {
+    let request = Request::delete("/mcp").header("host", "localhost");
+    let request = request.header("mcp-session-id", id);
+    let request = request.body(Full::<Bytes>::default()).unwrap();
+    service.clone().oneshot(request).await.unwrap().status()
+}
+
+#[tokio::test]
 async fn an_event_is_of_a_session() {
     let script = Script::default();
     let layer = bound();
@@ -228,6 +283,42 @@ async fn an_event_is_of_a_session() {
         .await;
     assert_eq!(status(&answer), 200);
     assert_eq!(script.last()["last-event-id"], "7");
+}
+
+#[tokio::test]
+async fn another_spelling_of_a_header_does_not_reach_the_service() {
+    let script = Script::default();
+    let layer = bound();
+    let front = script.front(&layer).await;
+    front
+        .initialize(&format!("{ALICE}{}", self::script("200 s")))
+        .await;
+    let names = [
+        "mcp_session_id",
+        "mcp-session_id",
+        "Mcp_Session-Id",
+        "last_event_id",
+        "last-event_id",
+        "mcp_protocol_version",
+        "mcp_method",
+    ];
+    let lines: String = names.map(|name| format!("{name}: s\r\n")).concat();
+    let lines = format!("{lines}mcp_name: kept\r\nx_mcp_session_id: kept\r\n");
+    for (who, session) in [(BOB, ""), (ALICE, "mcp-session-id: s\r\n")] {
+        for method in ["POST", "GET", "DELETE"] {
+            let lines = format!("{who}{session}{lines}{}", self::script("405"));
+            let answer = front.send(method, &lines, "").await;
+            assert_eq!(status(&answer), 405, "{method}");
+            let seen = script.last();
+            for name in names {
+                assert!(!seen.contains_key(name), "{method} {name}");
+            }
+            for name in ["mcp_name", "x_mcp_session_id"] {
+                assert_eq!(seen[name], "kept");
+            }
+            assert_eq!(seen.contains_key("mcp-session-id"), !session.is_empty());
+        }
+    }
 }
 
 #[tokio::test]
@@ -353,6 +444,9 @@ async fn a_principal_from_the_extensions_or_a_header() {
         let answer = front.call("s", &format!("x-user: {lines}\r\n")).await;
         assert_eq!(status(&answer), expected, "{lines}");
     }
+    // An empty one is none.
+    let front = Script::default().front(&layer.require_principal()).await;
+    assert_eq!(status(&front.initialize("x-user:\r\n").await), 401);
     let error = SessionLayer::bind_header("x-user: s3cret").unwrap_err();
     assert_eq!(error.mistakes()[0].kind(), MistakeKind::InvalidName);
     assert!(!error.to_string().contains("s3cret"), "{error}");
@@ -471,7 +565,7 @@ async fn a_caller_who_leaves_during_initialize_leaves_nothing() {
 async fn a_protocol_without_sessions_has_as_many_calls_as_it_likes() {
     let layer = bound().max_per_principal(1);
     let (gate, front) = Gate::front(&layer).await;
-    let modern = format!("{ALICE}mcp-protocol-version: 2026-07-28\r\n");
+    let modern = format!("{ALICE}{MODERN}mcp-method: tools/list\r\n");
     let mut calls = Vec::new();
     for _ in 0..3 {
         calls.push(gate.sent(&front, "POST", modern.clone()).await);
@@ -485,6 +579,52 @@ async fn a_protocol_without_sessions_has_as_many_calls_as_it_likes() {
     answers.sort_unstable();
     assert_eq!(answers, [200, 503, 503]);
     assert_eq!((layer.live(), layer.principals()), (1, 1));
+}
+
+#[tokio::test]
+async fn no_header_of_an_initialize_passes_the_limit() {
+    let layer = bound().max_per_principal(1);
+    let front = front(session::Stage::Rmcp, &layer).await;
+    let id = front.begin(ALICE).await;
+    let before = front.reached();
+    let modern_body = session::INITIALIZE.replace("2025-11-25", "2026-07-28");
+    for lines in [
+        MODERN.to_owned(),
+        format!("{MODERN}{}", line(&id)),
+        format!("{MODERN}mcp-method: initialize\r\n"),
+        format!("{MODERN}mcp-method: Initialize\r\n"),
+        format!("{MODERN}mcp-method:\r\n"),
+        format!("{MODERN}mcp-method: tools/list\r\nmcp-method: initialize\r\n"),
+        format!("{MODERN}mcp-protocol-version: 2025-11-25\r\nmcp-method: tools/list\r\n"),
+        format!("mcp-protocol-version: 2025-11-25\r\n{MODERN}mcp-method: tools/list\r\n"),
+    ] {
+        let lines = format!("{ALICE}{lines}");
+        let answer = front.send("POST", &lines, &modern_body).await;
+        assert_eq!(status(&answer), 503, "{lines}");
+    }
+    assert_eq!(
+        front.reached(),
+        before,
+        "the service may have made a session"
+    );
+    // What goes on says another method than it has, and makes none.
+    let lines = format!("{ALICE}{MODERN}mcp-method: tools/list\r\n");
+    for lines in [lines.clone(), format!("{lines}{}", line(&id))] {
+        let answer = front.send("POST", &lines, &modern_body).await;
+        assert_eq!(status(&answer), 400, "{answer}");
+    }
+    assert_eq!(layer.live(), 1);
+    // Within the limit it is a session, also where another one was named.
+    assert!(layer.remove(&id));
+    let id = front.begin(ALICE).await;
+    let layer = layer.max_per_principal(2);
+    let lines = format!("{ALICE}{MODERN}{}", line(&id));
+    let begun = front.send("POST", &lines, &modern_body).await;
+    assert_eq!(status(&begun), 200);
+    assert_eq!(layer.live(), 2);
+    front
+        .check(session::id(&begun).unwrap(), ALICE, "Bearer alice.1")
+        .await;
 }
 
 #[tokio::test]
@@ -580,16 +720,57 @@ async fn the_embedder_counts_and_removes() {
         assert_eq!((layer.live(), layer.principals()), (1, 1));
         assert_eq!(status(&front.call(&alices, ALICE).await), 404);
         front.check(&bobs, BOB, "Bearer bob.1").await;
-        // A layer that is configured anew has a table of its own.
-        assert_eq!(layer.clone().idle(Duration::MAX).live(), 0);
     }
 }
 
 #[tokio::test]
-async fn sessions_expire_where_nobody_asks_for_any() {
-    #[derive(Clone, PartialEq, Eq, Hash)]
-    struct Watched(Arc<()>);
+async fn a_limit_is_one_of_all_clones_and_of_what_they_serve() {
+    let layer = bound();
+    let front = front(session::Stage::Hyper, &layer).await;
+    let first = front.begin(ALICE).await;
+    let limited = layer.clone().max_per_principal(2).max_sessions(3);
+    let limited = limited.idle(Duration::from_secs(60));
+    let second = front.begin(ALICE).await;
+    assert_eq!(status(&front.initialize(ALICE).await), 503);
+    front.begin(BOB).await;
+    assert_eq!(status(&front.initialize("").await), 503);
+    assert_eq!((layer.live(), limited.live()), (3, 3));
+    // Either handle tells the truth, and none is ended for a smaller number.
+    assert!(limited.remove(&first) && !layer.remove(&first));
+    assert_eq!(status(&front.call(&first, ALICE).await), 404);
+    let layer = layer.max_sessions(1);
+    front.check(&second, ALICE, "Bearer alice.1").await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    tokio::time::resume();
+    assert_eq!((layer.live(), limited.live()), (0, 0));
+}
 
+#[tokio::test]
+async fn a_shorter_time_is_that_of_a_session_that_is_there_already() {
+    let owner = Arc::new(());
+    let user = Arc::downgrade(&owner);
+    let layer = SessionLayer::bind(move |_: &Parts| user.upgrade().map(Watched));
+    let service = layer.layer(service_fn(|_: Request<()>| async {
+        let response = Response::builder().header("mcp-session-id", "s");
+        response.body(Full::<Bytes>::default())
+    }));
+    tokio::time::pause();
+    let request = Request::post("/").body(()).unwrap();
+    assert_eq!(service.oneshot(request).await.unwrap().status(), 200);
+    // The sweeper has to be asleep.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let _ = layer.clone().idle(Duration::from_secs(60));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(Arc::strong_count(&owner), 1);
+}
+
+/// A principal that shows whether something of it is kept.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Watched(Arc<()>);
+
+#[tokio::test]
+async fn sessions_expire_where_nobody_asks_for_any() {
     let watched = Arc::new(());
     let user = Watched(Arc::clone(&watched));
     let layer = SessionLayer::bind(move |_: &Parts| Some(user.clone()));
@@ -607,6 +788,82 @@ async fn sessions_expire_where_nobody_asks_for_any() {
     assert!(Arc::strong_count(&watched) > idle);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(Arc::strong_count(&watched), idle);
+}
+
+#[tokio::test]
+async fn what_was_used_last_expires_last() {
+    let layer = bound().idle(Duration::from_secs(60));
+    let front = Script::default().front(&layer).await;
+    for id in ["one", "other"] {
+        let lines = format!("{ALICE}{}", script(&format!("200 {id}")));
+        front.initialize(&lines).await;
+    }
+    let wait = async |seconds| {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        tokio::time::resume();
+    };
+    wait(30).await;
+    assert_eq!(status(&front.call("one", ALICE).await), 200);
+    wait(31).await;
+    assert_eq!(layer.live(), 1);
+    assert_eq!(status(&front.call("other", ALICE).await), 404);
+    assert_eq!(status(&front.call("one", ALICE).await), 200);
+}
+
+#[test]
+fn without_a_runtime_what_has_expired_makes_room_all_the_same() {
+    let layer = SessionLayer::bind(|_| Some(())).idle(Duration::ZERO);
+    let layer = layer.max_per_principal(1);
+    let service = layer.layer(service_fn(|_: Request<()>| async {
+        let response = Response::builder().header("mcp-session-id", "s");
+        response.body(Full::<Bytes>::default())
+    }));
+    for _ in 0..3 {
+        let begun = service
+            .clone()
+            .oneshot(Request::post("/").body(()).unwrap());
+        let response = begun.now_or_never().unwrap().unwrap();
+        assert_eq!(response.status(), 200);
+        let inside = Request::post("/").header("mcp-session-id", "s");
+        let call = service.clone().oneshot(inside.body(()).unwrap());
+        assert_eq!(call.now_or_never().unwrap().unwrap().status(), 404);
+    }
+    assert_eq!((layer.live(), layer.principals()), (0, 0));
+}
+
+#[tokio::test]
+async fn the_end_of_a_session_is_not_that_of_a_later_one() {
+    let (came, may) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let gate = (Arc::clone(&came), Arc::clone(&may));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (came, may) = gate.clone();
+        async move {
+            if request.method() == "DELETE" {
+                came.notify_one();
+                may.notified().await;
+            }
+            let response = Response::builder().header("mcp-session-id", "s");
+            response.body(Full::<Bytes>::default())
+        }
+    });
+    let layer = bound();
+    let front = Arc::new(Front::start(&upstream(), &layer, service).await);
+    front.initialize(ALICE).await;
+    let delete = {
+        let front = Arc::clone(&front);
+        tokio::spawn(async move {
+            front
+                .send("DELETE", &format!("{ALICE}{}", line("s")), "")
+                .await
+        })
+    };
+    came.notified().await;
+    assert!(layer.remove("s"));
+    front.initialize(ALICE).await;
+    may.notify_one();
+    assert_eq!(status(&delete.await.unwrap()), 200);
+    assert_eq!(layer.live(), 1);
 }
 
 #[tokio::test]

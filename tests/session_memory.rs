@@ -5,8 +5,9 @@
 #![allow(
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "tests"
+    reason = "tests, and the figure that is written down"
 )]
 
 #[path = "support/session.rs"]

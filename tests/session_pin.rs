@@ -21,11 +21,18 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
 use http_body::Frame;
+use http_body_util::Full;
 use hyper::body::Incoming;
-use mcp_forward::{Inbound, Relay, SessionLayer, Upstream, inbound::Principal};
+use mcp_forward::{
+    CaptureLayer, Inbound, RefusalLayer, Relay, SessionLayer, Upstream, inbound::Principal,
+};
 use session::{ALICE, ALICE_RENEWED, BOB, Front, STAGES, front, user};
-use support::{RawUpstream, http_client, status};
-use tower::service_fn;
+use support::{
+    RawUpstream, http_client, post, raw,
+    refusal::{answer, call},
+    serve, status,
+};
+use tower::{Layer, ServiceBuilder, service_fn};
 
 fn pinned() -> SessionLayer<String> {
     SessionLayer::bind(user).pin()
@@ -216,4 +223,97 @@ async fn no_handle_changes_it_and_every_place_has_it() {
         let expected = places.map(|place| format!("{place} Bearer alice.1"));
         assert_eq!(*seen.lock().unwrap(), expected);
     }
+}
+
+#[tokio::test]
+async fn a_401_to_the_frozen_credential_ends_the_session() {
+    for (layer, pins) in [(pinned(), true), (SessionLayer::bind(user), false)] {
+        for refusal in [401, 403] {
+            // One tool may be forbidden.
+            let lives = !pins || refusal == 403;
+            let server = RawUpstream::new(move |request| {
+                let old = request.all("authorization") == ["Bearer alice.1"];
+                let (status, id) = match request.all("mcp-session-id").is_empty() {
+                    true => (200, "mcp-session-id: s\r\n"),
+                    false if old => (refusal, ""),
+                    false => (200, ""),
+                };
+                let head = format!("HTTP/1.1 {status} x\r\n{id}connection: close\r\n");
+                format!("{head}content-length: 0\r\n\r\n").into_bytes()
+            })
+            .await;
+            let up = upstream(&server.url("/mcp"));
+            let front = Front::start(&up, &layer, Relay::new(&up, http_client())).await;
+            assert_eq!(status(&front.initialize(ALICE).await), 200);
+            let refused = front.call("s", ALICE).await;
+            assert_eq!(status(&refused), refusal);
+            assert_eq!(layer.live() == 1, lives);
+            // So the client begins anew, with what it has now.
+            if !lives {
+                assert_eq!(status(&front.call("s", ALICE_RENEWED).await), 404);
+                assert_eq!(status(&front.initialize(ALICE_RENEWED).await), 200);
+            }
+            let expected = if pins && lives { refusal } else { 200 };
+            assert_eq!(status(&front.call("s", ALICE_RENEWED).await), expected);
+            layer.remove("s");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_operators_fault_ends_no_session() {
+    let server = RawUpstream::new(|request| {
+        let (status, id) = match request.all("mcp-session-id").is_empty() {
+            true => (200, "mcp-session-id: s\r\n"),
+            false => (401, ""),
+        };
+        let head = format!("HTTP/1.1 {status} x\r\n{id}connection: close\r\n");
+        format!("{head}content-length: 0\r\n\r\n").into_bytes()
+    })
+    .await;
+    let up = Upstream::builder("up", server.url("/mcp")).allow("x-team");
+    let up = up.set("authorization", "Bearer op").build().unwrap();
+    // Both by itself and behind the layer that tells of it.
+    let relay = || Relay::new(&up, http_client());
+    let told = RefusalLayer::new().layer(relay());
+    let (alone, held) = (pinned(), pinned());
+    let fronts = [
+        (Front::start(&up, &alone, relay()).await, &alone, 401),
+        (Front::start(&up, &held, told).await, &held, 502),
+    ];
+    for (front, layer, expected) in fronts {
+        assert_eq!(status(&front.initialize(ALICE).await), 200);
+        assert_eq!(status(&front.call("s", ALICE).await), expected);
+        assert_eq!(layer.live(), 1);
+    }
+}
+
+/// What the frozen headers replace is also where the answer waits.
+#[tokio::test]
+async fn a_report_as_the_frozen_headers_is_told() {
+    let server = RawUpstream::answering(answer(401, "")).await;
+    let up = upstream(&server.url("/mcp"));
+    let target = up.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let target = target.clone();
+        async move {
+            let mut response = Response::new(Full::<Bytes>::default());
+            if request.headers().contains_key("mcp-session-id") {
+                assert_eq!(call(&target).await.unwrap(), 401);
+            } else {
+                let id = http::HeaderValue::from_static("s");
+                response.headers_mut().insert("mcp-session-id", id);
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let capture = CaptureLayer::for_upstreams([&up]).build().unwrap();
+    let layers = ServiceBuilder::new()
+        .layer(capture)
+        .layer(RefusalLayer::new())
+        .layer(pinned());
+    let addr = serve(layers.service(service)).await;
+    assert_eq!(status(&raw(addr, post(addr, ALICE)).await), 200);
+    let later = post(addr, &format!("{ALICE}{}", line("s")));
+    assert_eq!(status(&raw(addr, later).await), 401);
 }

@@ -25,7 +25,10 @@ use tower_http::{
     request_id::{MakeRequestUuid, SetRequestIdLayer},
 };
 
-use super::request::{ABSENT, Body, Connection, Head, PRESENT, bare, capture, exchange, inbound};
+use super::request::{
+    ABSENT, Body, Connection, Head, PRESENT, bare, bare_for, capture, exchange, inbound, scoped,
+    server_id, tool_call,
+};
 
 tokio::task_local! {
     static INBOUND: Inbound;
@@ -83,7 +86,15 @@ impl Case {
 
 /// Everything.
 pub fn all() -> Vec<Case> {
-    let groups = [layers(), polls(), spawns(), merges(), relays()];
+    let groups = [
+        layers(),
+        polls(),
+        spawns(),
+        merges(),
+        relays(),
+        server_ids(),
+        large_server_ids(),
+    ];
     groups.into_iter().flatten().collect()
 }
 
@@ -415,4 +426,52 @@ pub fn relays() -> Vec<Case> {
         })
     }
     vec![case("bare", bare), case("ours", ours)]
+}
+
+/// The server id into messages of 1 and 64 KiB.
+pub fn server_ids() -> Vec<Case> {
+    const KIB: usize = 1024;
+    vec![
+        edits("ours, 1 KiB records", KIB, false, true),
+        edits("Value, 1 KiB records", KIB, false, false),
+        edits("ours, 1 KiB text", KIB, true, true),
+        edits("Value, 1 KiB text", KIB, true, false),
+        edits("ours, 64 KiB records", 64 * KIB, false, true),
+        edits("Value, 64 KiB records", 64 * KIB, false, false),
+        edits("ours, 64 KiB text", 64 * KIB, true, true),
+        edits("Value, 64 KiB text", 64 * KIB, true, false),
+    ]
+}
+
+/// And of 1 and 4 MiB.
+pub fn large_server_ids() -> Vec<Case> {
+    const MIB: usize = 1024 * 1024;
+    vec![
+        edits("ours, 1 MiB records", MIB, false, true),
+        edits("Value, 1 MiB records", MIB, false, false),
+        edits("ours, 1 MiB text", MIB, true, true),
+        edits("Value, 1 MiB text", MIB, true, false),
+        edits("ours, 4 MiB records", 4 * MIB, false, true),
+        edits("Value, 4 MiB records", 4 * MIB, false, false),
+        edits("ours, 4 MiB text", 4 * MIB, true, true),
+        edits("Value, 4 MiB text", 4 * MIB, true, false),
+    ]
+}
+
+/// The whole layer around a service that drops the message; or parse, edit and print alone.
+fn edits(name: &'static str, length: usize, is_text: bool, is_ours: bool) -> Case {
+    let call = tool_call(length, is_text);
+    if is_ours {
+        let service = server_id().layer(bare_for());
+        return Case::service("server id", name, service, move || scoped(&call));
+    }
+    Case::new("server id", name, move |count| {
+        let start = Instant::now();
+        for _ in 0..count {
+            let mut message: serde_json::Value = serde_json::from_slice(&call).unwrap();
+            message["params"]["server_id"] = "github".into();
+            black_box(serde_json::to_vec(&message).unwrap());
+        }
+        start.elapsed()
+    })
 }

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body_util::Full;
-use mcp_forward::{CaptureLayer, Inbound, Upstream};
+use mcp_forward::{CaptureLayer, Inbound, ServerIdLayer, Upstream};
 use tower::{Layer, Service};
 
 pub type Body = Full<Bytes>;
@@ -126,6 +126,49 @@ pub fn bare() -> impl Service<Head, Response = Response<Body>, Error = Infallibl
         drop(black_box(request));
         Answer::Ok(Response::default())
     })
+}
+
+/// A service like [`bare`], under a layer that edits the body.
+pub fn bare_for<B>()
+-> impl Service<Request<B>, Response = Response<Body>, Error = Infallible> + Clone {
+    tower::service_fn(|request: Request<B>| async {
+        drop(black_box(request));
+        Answer::Ok(Response::default())
+    })
+}
+
+/// A tool call of about `length` bytes, whose arguments are records, or one long text.
+pub fn tool_call(length: usize, is_text: bool) -> Bytes {
+    let record = r#"{"id":12345678,"name":"Example record","tags":["alpha","beta"],"score":0.875,"active":true,"note":"a line of \"text\"\n"}"#;
+    let line = "All work and no play makes a dull example; it says \\\"this\\\".\\n";
+    let head =
+        r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"store","arguments":"#;
+    let mut call = head.to_owned();
+    call.push(if is_text { '"' } else { '[' });
+    while call.len() + record.len() < length {
+        call.push_str(if is_text { line } else { record });
+        if !is_text {
+            call.push(',');
+        }
+    }
+    call.push_str(if is_text { "\"}}" } else { "null]}}" });
+    call.into()
+}
+
+/// A request with `body` for one server.
+pub fn scoped(body: &Bytes) -> Head {
+    let mut request = Request::post("/servers/github/mcp")
+        .body(body.clone().into())
+        .unwrap();
+    let length = HeaderValue::from(body.len());
+    request.headers_mut().insert("content-length", length);
+    request
+}
+
+/// The layer that writes the server id.
+pub fn server_id() -> ServerIdLayer {
+    let layer = ServerIdLayer::for_path("/servers/{server_id}/mcp");
+    layer.max_body(8 * 1024 * 1024).build().unwrap()
 }
 
 /// One call of a service that needs no waiting, until the response is dropped.

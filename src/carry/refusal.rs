@@ -10,7 +10,7 @@ use std::{
     task::{Context, Waker},
 };
 
-use http::{HeaderMap, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
+use http::{Extensions, HeaderMap, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
 
 use super::compact;
 
@@ -166,6 +166,9 @@ impl Slot {
     pub(crate) fn close_if_silent(&self) -> bool {
         let mut state = self.state();
         state.closed = state.reports.is_empty();
+        if state.closed {
+            state.reader = None;
+        }
         state.closed
     }
 
@@ -189,6 +192,16 @@ pub(crate) struct Relayed {
     pub(crate) refusal: Option<Refusal>,
 }
 
-/// In a response's extensions: the caller is told of a refusal.
+/// In a response's extensions: the caller has to renew their credential.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Refused;
+
+impl Refused {
+    /// Marks the answer to `refusal`. Not for a 403, nor where the operator is at fault: the same
+    /// credential may do for the next request.
+    pub(crate) fn mark(refusal: &Refusal, extensions: &mut Extensions) {
+        if refusal.is_callers() && refusal.status() == StatusCode::UNAUTHORIZED {
+            extensions.insert(Self);
+        }
+    }
+}

@@ -34,7 +34,8 @@ const MAX_TOTAL: usize = 64 * 1024;
 ///
 /// They are in the slot of the running task, during the synchronous part of `call`, in the response
 /// future and in the response body; and in the request's extensions ([`Inbound::of`]), for code
-/// that gets the request across a spawn. A layer replaces what an outer one captured.
+/// that gets the request across a spawn. A layer replaces what an outer one captured, and a
+/// [`RefusalLayer`](crate::RefusalLayer) outside still hears of refusals.
 ///
 /// The captured values are [sensitive](http::HeaderValue::set_sensitive), also in the request that goes
 /// on. A line with an empty value is as if it had not come. Put the layer inside the authentication,
@@ -384,6 +385,7 @@ where
             Err(rejection) => return CaptureFuture::rejected(rejection),
         };
         events::captured(&inbound);
+        let inbound = inbound.in_place_of_known(request.extensions());
         if inbound.is_trivial() && !self.reader.always_attaches() {
             Inbound::detach(request.extensions_mut());
         } else {

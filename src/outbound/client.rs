@@ -44,7 +44,7 @@ pub trait ClientFactory: Send + Sync {
 
     /// Makes a client that sends `outbound`'s headers, and only to `outbound`'s upstream.
     ///
-    /// An error that is a [`Refusal`](crate::Refusal), or has one among its sources, is
+    /// An error that is a [`Refusal`], or has one among its sources, is
     /// [reported](Inbound::report) by `connect` and `connect_for`; make it by [`Outbound::refusal`].
     ///
     /// A client that is kept belongs to this exact `Outbound`, which can be its key. While this runs,

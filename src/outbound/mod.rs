@@ -5,22 +5,17 @@
 
 // Every way out goes through the one `resolve` here. It may not know how a request travels.
 
+mod body;
 pub(crate) mod client;
 pub(crate) mod forward;
 pub(crate) mod relay;
 
-use std::{
-    fmt,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use pin_project_lite::pin_project;
 
+pub use body::Body;
 pub use forward::{Forward, ForwardFuture, RemovedLocation};
 pub use relay::RelayFuture;
 
@@ -133,30 +128,22 @@ impl Outbound {
 
     /// The refusal that an answer of the upstream is; `None` where `status` is neither 401 nor 403.
     ///
-    /// Whose fault it is, the upstream's rules say: the caller's, where a rule writes a credential
-    /// (`authorization`, `cookie`, `proxy-authorization`, or [`bearer`](crate::Rule::bearer)) and no
-    /// static header stood in for it, whether or not the caller sent one; else the operator's.
+    /// Whose fault it is, the upstream's rules say: the caller's, where a rule wrote a credential
+    /// ([`credential`](crate::Rule::credential), [`bearer`](crate::Rule::bearer), or anything that
+    /// becomes `authorization`, `cookie` or `proxy-authorization`), or could have and no static header
+    /// is a credential as well; else the operator's.
     #[must_use]
     pub fn refusal(&self, status: StatusCode, headers: &HeaderMap) -> Option<Refusal> {
-        let mut rules = self.upstream.rules().iter();
-        let fault = if rules.any(|rule| is_callers(&self.upstream, rule, self.has(rule))) {
-            Fault::Caller
-        } else {
-            Fault::Operator
-        };
+        let fault = fault(&self.upstream, self.has_credential());
         Refusal::new(self.upstream.name(), fault, status, headers)
     }
 
     /// Whether a credential of the caller's, or one attested for the caller, is in it.
     pub(crate) fn has_credential(&self) -> bool {
-        let mut credentials = self.upstream.rules().iter().filter(|rule| rule.credential);
-        credentials.any(|rule| self.has(rule))
-    }
-
-    /// Whether `rule` has written a line.
-    fn has(&self, rule: &CompiledRule) -> bool {
         let mut lines = self.lines.iter();
-        lines.any(|line| line.name == rule.target && line.provenance != Provenance::Static)
+        lines.any(|line| {
+            line.provenance != Provenance::Static && self.upstream.takes_credential(&line.name)
+        })
     }
 
     /// The headers as a map.
@@ -234,16 +221,12 @@ fn try_merge_into(
 ) -> Result<Merged, OutboundError> {
     let inbound = known(upstream, inbound)?;
     clear(upstream, headers)?;
-    let mut fault = Fault::Operator;
+    let mut has_credential = false;
     for rule in upstream.rules() {
-        let mut wrote = false;
         resolve(upstream, rule, inbound, |value, _| {
             headers.append(rule.target.clone(), value);
-            wrote = true;
+            has_credential |= rule.credential;
         })?;
-        if is_callers(upstream, rule, wrote) {
-            fault = Fault::Caller;
-        }
     }
     for line in upstream.lines().iter() {
         if !headers.contains_key(&line.name) {
@@ -251,32 +234,48 @@ fn try_merge_into(
         }
     }
     Ok(Merged {
-        fault,
+        fault: fault(upstream, has_credential),
         slot: inbound.slot().cloned(),
     })
 }
 
-/// Whether a refusal would be the caller's to mend: what `rule` wrote, or would have written, is a
-/// credential, and no static header stood in for it.
-fn is_callers(upstream: &Upstream, rule: &CompiledRule, wrote: bool) -> bool {
-    rule.credential && (wrote || !upstream.is_static(&rule.target))
+/// Whose a refusal would be to mend, where a credential of the caller's was written, or not.
+fn fault(upstream: &Upstream, has_credential: bool) -> Fault {
+    let takes_any = upstream.rules().iter().any(|rule| rule.credential);
+    if has_credential || (takes_any && !upstream.has_own_credential()) {
+        Fault::Caller
+    } else {
+        Fault::Operator
+    }
 }
 
 /// Tells the log; and the caller, if it was their credential that did not come.
 fn not_merged(upstream: &Upstream, inbound: Option<&Inbound>, error: &OutboundError) {
     events::not_merged(error);
-    if let (Some(inbound), Some(refusal)) = (inbound, missing(upstream, error)) {
+    if let (Some(inbound), Some(refusal)) = (inbound, missing(upstream, inbound, error)) {
         inbound.report(refusal);
     }
 }
 
 /// The refusal to expect of an upstream that was not asked, because the caller's credential is
 /// missing.
-fn missing(upstream: &Upstream, error: &OutboundError) -> Option<Refusal> {
-    let is_credential =
-        |rule: &CompiledRule| rule.credential && Some(&rule.source) == error.header();
-    let is_missing = error.kind() == Kind::Missing && upstream.rules().iter().any(is_credential);
+fn missing(
+    upstream: &Upstream,
+    inbound: Option<&Inbound>,
+    error: &OutboundError,
+) -> Option<Refusal> {
+    let source = error.header()?;
+    let is_credential = |rule: &CompiledRule| rule.credential && rule.source == *source;
+    let is_missing = error.kind() == Kind::Missing
+        && !is_unattested(inbound, error)
+        && upstream.rules().iter().any(is_credential);
     is_missing.then(|| Refusal::missing(upstream.name()))
+}
+
+/// Whether what is missing was the embedder's to say: the caller cannot help it.
+fn is_unattested(inbound: Option<&Inbound>, error: &OutboundError) -> bool {
+    let named = inbound.zip(error.header());
+    error.kind() == Kind::Missing && named.is_some_and(|(inbound, name)| inbound.is_attested(name))
 }
 
 /// Removes what stands under the upstream's names, and makes room for what will.
@@ -408,87 +407,4 @@ fn is_token68(bytes: &[u8]) -> bool {
     let token = &bytes[..bytes.len() - padding];
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
     !token.is_empty() && token.iter().all(allowed)
-}
-
-pin_project! {
-    /// A body without its trailers, which belong to one hop (RFC 9110 section 6.5.1); or the body of a
-    /// request of this crate's own.
-    #[derive(Debug)]
-    pub struct Body<B> {
-        #[pin]
-        kind: BodyKind<B>,
-    }
-}
-
-pin_project! {
-    #[derive(Debug)]
-    #[project = BodyKindProj]
-    enum BodyKind<B> {
-        Inner { #[pin] body: B },
-        Own { bytes: Option<Bytes> },
-    }
-}
-
-impl<B> Body<B> {
-    fn new(body: B) -> Self {
-        Self {
-            kind: BodyKind::Inner { body },
-        }
-    }
-
-    pub(crate) fn own(bytes: Bytes) -> Self {
-        Self {
-            kind: BodyKind::Own {
-                bytes: Some(bytes).filter(|bytes| !bytes.is_empty()),
-            },
-        }
-    }
-}
-
-impl<B: Default> Default for Body<B> {
-    fn default() -> Self {
-        Self::new(B::default())
-    }
-}
-
-impl<B> HttpBody for Body<B>
-where
-    B: HttpBody,
-    B::Data: From<Bytes>,
-{
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        match self.project().kind.project() {
-            BodyKindProj::Inner { mut body } => loop {
-                match ready!(body.as_mut().poll_frame(cx)) {
-                    Some(Ok(frame)) if !frame.is_data() => {}
-                    other => return Poll::Ready(other),
-                }
-            },
-            BodyKindProj::Own { bytes } => {
-                Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes.into()))))
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.kind {
-            BodyKind::Inner { body } => body.is_end_stream(),
-            BodyKind::Own { bytes } => bytes.is_none(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.kind {
-            BodyKind::Inner { body } => body.size_hint(),
-            BodyKind::Own { bytes } => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
-        }
-    }
 }

@@ -18,7 +18,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Timeout;
 use tower::{BoxError, Service, util::Oneshot};
 
-use super::{Body, Merged, merge_into, missing};
+use super::{Body, Merged, is_unattested, merge_into, missing};
 use crate::{
     carry::{Inbound, Refusal, Refused, Relayed},
     error::{OutboundError, OutboundErrorKind},
@@ -107,7 +107,7 @@ static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-"]
 /// | 400, 401 | a required header is missing; 401 with a challenge where it is `authorization` |
 /// | 400, 403 | the guard refused: [`OriginGuardLayer`] |
 /// | 405 | the method is none of POST, GET and DELETE |
-/// | 500 | no inbound is known, or not for this upstream: a `CaptureLayer` outside is wrong or missing |
+/// | 500 | no inbound is known, or not for this upstream: a `CaptureLayer` outside is wrong or missing; a required header is missing that is [attested](crate::inbound::CaptureBuilder::attest) |
 /// | 502 | the upstream cannot be reached, or answered 1xx, 3xx or 407 |
 /// | 504 | no head of an answer came in time |
 ///
@@ -170,8 +170,8 @@ impl<C> Relay<C> {
         let caller = Inbound::attached(&inbound.extensions).or_else(Inbound::current);
         let merged = merge_into(&self.upstream, caller.as_ref(), &mut headers);
         let merged = merged.map_err(|error| Unsent {
-            rejection: reject(&error),
-            refusal: missing(&self.upstream, &error),
+            rejection: reject(caller.as_ref(), &error),
+            refusal: missing(&self.upstream, caller.as_ref(), &error),
         })?;
 
         let mut outbound = Request::new(Body::new(body));
@@ -231,8 +231,11 @@ fn transport(method: &Method, inbound: &HeaderMap) -> Result<HeaderMap, Rejectio
 }
 
 /// What the caller is told when the headers cannot be merged.
-fn reject(error: &OutboundError) -> Rejection {
+fn reject(caller: Option<&Inbound>, error: &OutboundError) -> Rejection {
     let status = match error.kind() {
+        OutboundErrorKind::Missing if is_unattested(caller, error) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
         OutboundErrorKind::Missing if error.header() == Some(&AUTHORIZATION) => {
             StatusCode::UNAUTHORIZED
         }
@@ -366,8 +369,8 @@ where
 
 /// Tells the layers outside whose head this is.
 fn mark<R>(response: &mut Response<R>, refusal: Option<Refusal>) {
-    if refusal.is_some() {
-        response.extensions_mut().insert(Refused);
+    if let Some(refusal) = &refusal {
+        Refused::mark(refusal, response.extensions_mut());
     }
     response.extensions_mut().insert(Relayed { refusal });
 }

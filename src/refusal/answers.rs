@@ -20,7 +20,8 @@ use crate::{carry::Refusal, outbound::Outbound, rules::Upstream};
 /// How long it is known that a credential was accepted.
 const PASSED_FOR: Duration = Duration::from_secs(30);
 
-/// How long an upstream that did not answer is left alone.
+/// How long an upstream that did not answer is left alone; and one that did not take these headers,
+/// with these headers.
 const FAILED_FOR: Duration = Duration::from_secs(5);
 
 /// How many questions may be on their way to one upstream.
@@ -35,8 +36,10 @@ pub(super) enum Answer {
     /// The upstream takes the credential.
     Passed,
     Refused(Refusal),
-    /// It said neither: the real call will show.
+    /// It said neither, to these headers: the real call will show.
     Failed,
+    /// It did not answer, which is nobody's headers.
+    Silent,
     /// Too many were asked already.
     Unasked,
 }
@@ -48,6 +51,7 @@ impl Answer {
             Self::Passed => "passed",
             Self::Refused(_) => "refused",
             Self::Failed => "failed",
+            Self::Silent => "silent",
             Self::Unasked => "not asked",
         }
     }
@@ -68,14 +72,14 @@ struct Table {
 #[derive(Debug)]
 struct Target {
     room: Arc<Semaphore>,
-    failed_until: Option<Instant>,
+    silent_until: Option<Instant>,
 }
 
 impl Default for Target {
     fn default() -> Self {
         Self {
             room: Arc::new(Semaphore::new(MAX_ASKED)),
-            failed_until: None,
+            silent_until: None,
         }
     }
 }
@@ -104,7 +108,7 @@ impl Answers {
     {
         let upstream = outbound.upstream();
         let Some((flight, room)) = self.table().flight(outbound) else {
-            return Answer::Failed;
+            return Answer::Silent;
         };
         let asked = flight.get_or_init(|| async {
             let answer = match room.try_acquire_owned() {
@@ -112,15 +116,17 @@ impl Answers {
                 Err(_) => Answer::Unasked,
             };
             let now = Instant::now();
-            if matches!(answer, Answer::Failed) {
+            if matches!(answer, Answer::Silent) {
                 let mut table = self.table();
                 let target = table.targets.entry(upstream.clone()).or_default();
-                target.failed_until = Some(now + FAILED_FOR);
+                target.silent_until = Some(now + FAILED_FOR);
             }
             let until = match answer {
                 Answer::Passed => now + PASSED_FOR,
+                // Whoever sends what no server takes does not speak for the others.
+                Answer::Failed => now + FAILED_FOR,
                 // Only for those who wait for it already.
-                _ => now,
+                Answer::Refused(_) | Answer::Silent | Answer::Unasked => now,
             };
             (answer, until)
         });
@@ -145,22 +151,35 @@ impl Table {
             _ => {
                 self.flights.retain(|_, flight| is_worth(flight));
                 self.targets.retain(|_, target| target.is_worth(now));
-                let flight = Arc::<Flight>::default();
-                if self.flights.len() < MAX_KEPT {
-                    self.flights.insert(outbound.clone(), Arc::clone(&flight));
-                }
-                flight
+                self.keep(outbound)
             }
         };
         let target = self.targets.entry(outbound.upstream().clone()).or_default();
-        let is_left_alone = target.failed_until.is_some_and(|until| until > now);
+        let is_left_alone = target.silent_until.is_some_and(|until| until > now);
         (!is_left_alone).then(|| (flight, Arc::clone(&target.room)))
+    }
+
+    /// A new flight, in place of the answer that is worth least where there is no room.
+    fn keep(&mut self, outbound: &Outbound) -> Arc<Flight> {
+        if self.flights.len() >= MAX_KEPT {
+            let flights = self.flights.iter();
+            let answered = flights.filter_map(|(of, flight)| Some((of, flight.get()?.1)));
+            let first = answered.min_by_key(|(_, until)| *until);
+            if let Some(first) = first.map(|(of, _)| of.clone()) {
+                self.flights.remove(&first);
+            }
+        }
+        let flight = Arc::<Flight>::default();
+        if self.flights.len() < MAX_KEPT {
+            self.flights.insert(outbound.clone(), Arc::clone(&flight));
+        }
+        flight
     }
 }
 
 impl Target {
     fn is_worth(&self, now: Instant) -> bool {
-        self.failed_until.is_some_and(|until| until > now)
-            || self.room.available_permits() < MAX_ASKED
+        // Whoever holds the room may not have its place in it yet; who does, keeps it for the permit.
+        self.silent_until.is_some_and(|until| until > now) || Arc::strong_count(&self.room) > 1
     }
 }

@@ -48,7 +48,7 @@ impl First {
     }
 }
 
-/// Asks, and ends the session that the question may have begun.
+/// Asks, and ends the session that the question may have begun, also where nobody waits any more.
 pub(super) async fn ask<C, B, R>(
     client: C,
     outbound: &Outbound,
@@ -60,18 +60,36 @@ where
     C::Error: Into<BoxError>,
     C::Future: Send + 'static,
     B: Send + 'static,
+    R: Send + 'static,
 {
     let Some(question) = question(outbound, first) else {
         return Answer::Failed;
     };
+    let exchange = exchange(client, outbound.clone(), question, permit);
+    let asked = tokio::spawn(exchange).await;
+    asked.unwrap_or(Answer::Failed)
+}
+
+async fn exchange<C, B, R>(
+    client: C,
+    outbound: Outbound,
+    question: Request<Body<B>>,
+    permit: OwnedSemaphorePermit,
+) -> Answer
+where
+    C: Service<Request<Body<B>>, Response = Response<R>> + Clone + Send + 'static,
+    C::Error: Into<BoxError>,
+    C::Future: Send + 'static,
+    B: Send + 'static,
+{
     let response = match timeout(LIMIT, client.clone().oneshot(question)).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
             let error = error.into();
             let refusal = Refusal::behind(&*error).cloned();
-            return refusal.map_or(Answer::Failed, Answer::Refused);
+            return refusal.map_or(Answer::Silent, Answer::Refused);
         }
-        Err(_) => return Answer::Failed,
+        Err(_) => return Answer::Silent,
     };
     if let Some(refusal) = outbound.refusal(response.status(), response.headers()) {
         return Answer::Refused(refusal);
@@ -80,7 +98,7 @@ where
         return Answer::Failed;
     }
     if let Some(session) = response.headers().get(SESSION_ID)
-        && let Some(request) = goodbye(outbound, session)
+        && let Some(request) = goodbye(&outbound, session)
     {
         // The caller does not have to wait for it.
         tokio::spawn(async move {

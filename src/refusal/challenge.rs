@@ -111,7 +111,7 @@ impl Challenge {
         events::refused(refusal, how);
         let rejection = self.rejection(uri, refusal);
         let mut response = rejection.response();
-        response.extensions_mut().insert(Refused);
+        Refused::mark(refusal, response.extensions_mut());
         response
     }
 

@@ -62,7 +62,7 @@ const MAX_HELD: usize = 4096;
 /// [`ForwardLayer`](crate::ForwardLayer), [`Relay`](crate::Relay) and
 /// [`connect`](crate::ClientFactory::connect) report by themselves, as the caller of the request: carry
 /// the inbound to where they are used. Other code reports by [`Inbound::report`]. Put retries and calls
-/// of many upstreams in [`collect`]. The layer stands inside [`CaptureLayer`](crate::CaptureLayer), else
+/// of many upstreams in [`collect`](crate::refusal::collect()). The layer stands inside [`CaptureLayer`](crate::CaptureLayer), else
 /// it answers 500. It needs a tokio runtime with its timer enabled.
 ///
 /// # What the caller gets
@@ -231,6 +231,15 @@ impl Call {
 
     fn refuse<R>(&self, refusal: &Refusal, how: &'static str) -> Answer<R> {
         self.layer.challenge.answer(&self.uri, refusal, how)
+    }
+}
+
+impl Drop for Call {
+    /// Whoever holds the inbound longer reports to nobody, also where the request was given up.
+    fn drop(&mut self) {
+        if let Some(slot) = &self.slot {
+            slot.close();
+        }
     }
 }
 

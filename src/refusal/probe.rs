@@ -59,11 +59,12 @@ use crate::{
 /// |---|---|
 /// | says 401 or 403 | the same with a [`Challenge`]; of several upstreams, what the first one selected says |
 /// | says 2xx | the service's answer; for 30 s the same headers are not asked again |
-/// | says something else, or nothing within 5 s | the service's answer, or 502 with [`fail_closed`](Self::fail_closed); for 5 s it is not asked again |
+/// | says something else | the service's answer, or 502 with [`fail_closed`](Self::fail_closed); for 5 s the same headers are not asked again |
+/// | cannot be reached, or says nothing within 5 s | the same; for 5 s it is not asked again at all |
 ///
 /// Not asked: for GET and DELETE, an upstream whose rules have no credential of the caller's, one for
 /// which none came, and one at which 16 questions are on their way. At most 1,024 answers are kept,
-/// each for exactly the same headers; a refusal never is. A session that the question began is ended.
+/// each for exactly the same headers, and those go first that expire first; a refusal never is. A session that the question began is ended.
 ///
 /// The client must not follow redirects, and has no [`ForwardLayer`](crate::ForwardLayer) in it.
 #[derive(Clone)]
@@ -271,7 +272,7 @@ impl Asked {
             return Poll::Ready(Some(challenge.answer(&self.uri, refusal, "probed")));
         }
         let mut answers = self.answers.iter();
-        let failed = answers.position(|answer| matches!(answer, Answer::Failed));
+        let failed = answers.position(|answer| matches!(answer, Answer::Failed | Answer::Silent));
         let upstream = failed.and_then(|at| self.upstreams.get(at));
         let upstream = upstream.filter(|_| self.shared.fail_closed);
         Poll::Ready(upstream.map(|upstream| {

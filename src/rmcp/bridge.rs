@@ -10,18 +10,31 @@ use std::{
 use rmcp::{
     ErrorData, RoleClient, RoleServer, Service,
     model::{
-        ClientCapabilities, ClientConfig, ClientResult, ErrorCode, GetMeta, Implementation,
-        ProgressToken, ProtocolVersion, RequestId, RequestMetaObject, ServerNotification,
-        ServerRequest,
+        CancelledNotification, CancelledNotificationParam, ClientCapabilities, ClientConfig,
+        ClientResult, ErrorCode, GetMeta, Implementation, JsonObject, ProgressToken,
+        ProtocolVersion, RequestId, RequestMetaObject, ServerNotification, ServerRequest,
     },
-    service::{InboundStreamOrigin, NotificationContext, Peer, RequestContext, ServiceError},
+    service::{
+        InboundStreamOrigin, NotificationContext, Peer, PeerRequestOptions, RequestContext,
+        ServiceError, ServiceRole,
+    },
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    task::JoinSet,
+};
 
 use crate::carry::SessionKey;
 
+/// How much of what an upstream does during one call waits for its caller; then its stream waits.
+const MAX_WAITING: usize = 64;
+
+/// How many questions and notifications of one upstream wait for callers who do not read.
+const MAX_ASKED: usize = 64;
+
 /// How the keys begin that MCP reserves for itself in `_meta`.
 const MCP_META: &str = "io.modelcontextprotocol/";
+const PROGRESS_TOKEN: &str = "progressToken";
 
 /// What an upstream does while a call is under way, for the task that waits for the answer to it.
 pub(super) enum Event {
@@ -37,17 +50,17 @@ pub(super) struct Question {
 
 /// Where that goes: in the extensions of the call's message.
 #[derive(Clone)]
-pub(super) struct Route(mpsc::UnboundedSender<Event>);
+pub(super) struct Route(mpsc::Sender<Event>);
 
 impl Route {
-    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Event>) {
-        let (sender, receiver) = mpsc::unbounded_channel();
+    pub(super) fn new() -> (Self, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel(MAX_WAITING);
         (Self(sender), receiver)
     }
 
     /// A call that has ended hears nothing more.
-    pub(super) fn say(&self, notification: ServerNotification) {
-        let _ = self.0.send(Event::Said(notification));
+    pub(super) async fn say(&self, notification: ServerNotification) {
+        let _ = self.0.send(Event::Said(notification)).await;
     }
 }
 
@@ -76,6 +89,7 @@ pub(super) struct Bridge {
     /// What the upstream was told that it may ask.
     answerable: ClientCapabilities,
     routes: Routes,
+    room: Semaphore,
 }
 
 impl Bridge {
@@ -88,6 +102,7 @@ impl Bridge {
             front,
             answerable,
             routes,
+            room: Semaphore::new(MAX_ASKED),
         }
     }
 
@@ -114,7 +129,7 @@ impl Bridge {
         };
         let (answer, answered) = oneshot::channel();
         let question = Question { request, answer };
-        match route.0.send(Event::Asked(question)) {
+        match route.0.send(Event::Asked(question)).await {
             Ok(()) => Ok(answered.await.unwrap_or_else(|_| Err(unanswered()))),
             Err(unsent) => match unsent.0 {
                 Event::Asked(question) => Err(question.request),
@@ -138,13 +153,16 @@ impl Service<RoleClient> for Bridge {
             let message = "this was not declared: nobody is there to answer";
             return Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, message, None));
         };
-        *request.get_meta_mut() = context.meta;
+        let Ok(_room) = self.room.try_acquire() else {
+            return Err(unanswered());
+        };
+        request.get_meta_mut().0.0 = own_keys(context.meta.0.0);
         let origin = context.extensions.get::<InboundStreamOrigin>();
         tokio::select! {
             answer = async {
                 match self.ask_in_call(origin, request).await {
                     Ok(answer) => answer,
-                    Err(request) => ask(front, request).await,
+                    Err(request) => ask_apart(front.clone(), request).await,
                 }
             } => answer,
             () = context.ct.cancelled() => Err(unanswered()),
@@ -164,10 +182,11 @@ impl Service<RoleClient> for Bridge {
                 | ServerNotification::ResourceListChangedNotification(_)
                 | ServerNotification::ToolListChangedNotification(_)
                 | ServerNotification::PromptListChangedNotification(_)
-                | ServerNotification::CustomNotification(_)
         );
-        if let Some(front) = front(self.front.as_ref()).filter(|_| passed_on) {
-            *notification.get_meta_mut() = context.meta;
+        let room = self.room.try_acquire();
+        let front = front(self.front.as_ref()).filter(|_| passed_on && room.is_ok());
+        if let Some(front) = front {
+            notification.get_meta_mut().0.0 = own_keys(context.meta.0.0);
             // A caller who has gone hears nothing more.
             let _ = front.send_notification(notification).await;
         }
@@ -222,10 +241,7 @@ impl Caller {
         if let Some(level) = meta.log_level() {
             sessionless.set_log_level(level);
         }
-        // Those of this hop are the client's own.
-        meta.0
-            .0
-            .retain(|key, _| key != "progressToken" && !key.starts_with(MCP_META));
+        meta.0.0 = own_keys(meta.0.0);
         Self {
             peer: context.peer.clone(),
             progress,
@@ -244,8 +260,16 @@ pub(super) async fn tell(caller: Option<&Caller>, mut notification: ServerNotifi
         };
         progress.params.progress_token = token.clone();
     }
+    let meta = notification.get_meta_mut();
+    meta.0.0 = own_keys(std::mem::take(&mut meta.0.0));
     // A caller who has gone hears nothing more.
     let _ = caller.peer.send_notification(notification).await;
+}
+
+/// What of a message's `_meta` may go on: MCP's own keys are about the hop on which they came.
+fn own_keys(mut meta: JsonObject) -> JsonObject {
+    meta.retain(|key, _| key != PROGRESS_TOKEN && !key.starts_with(MCP_META));
+    meta
 }
 
 /// Whom to ask in a front session.
@@ -259,14 +283,64 @@ pub(super) async fn answer(front: &Peer<RoleServer>, question: Question) {
     let _ = question.answer.send(answer);
 }
 
+/// Asks in a task of its own: in the one of a handler rmcp takes the id of the upstream's request for
+/// that of a call of the caller's.
+async fn ask_apart(
+    front: Peer<RoleServer>,
+    request: ServerRequest,
+) -> Result<ClientResult, ErrorData> {
+    let mut asking = JoinSet::new();
+    asking.spawn(async move { ask(&front, request).await });
+    let answer = asking.join_next().await.and_then(Result::ok);
+    answer.unwrap_or_else(|| Err(unanswered()))
+}
+
 async fn ask(front: &Peer<RoleServer>, request: ServerRequest) -> Result<ClientResult, ErrorData> {
-    front
-        .send_request(request)
-        .await
-        .map_err(|error| match error {
-            ServiceError::McpError(error) => error,
-            _ => unanswered(),
-        })
+    let error = |error| match error {
+        ServiceError::McpError(error) => error,
+        _ => unanswered(),
+    };
+    let options = PeerRequestOptions::no_options();
+    let asked = front.send_cancellable_request(request, options).await;
+    let asked = asked.map_err(error)?;
+    let mut abandoned = Abandoned::new(front, asked.id.clone());
+    let answer = asked.await_response().await;
+    abandoned.disarm();
+    answer.map_err(error)
+}
+
+/// Tells a peer that nobody waits for its answer any more: to a request that is dropped before.
+pub(super) struct Abandoned<R: ServiceRole<Not: From<CancelledNotification>>> {
+    peer: Peer<R>,
+    id: Option<RequestId>,
+}
+
+impl<R: ServiceRole<Not: From<CancelledNotification>>> Abandoned<R> {
+    pub(super) fn new(peer: &Peer<R>, id: RequestId) -> Self {
+        Self {
+            peer: peer.clone(),
+            id: Some(id),
+        }
+    }
+
+    pub(super) fn disarm(&mut self) {
+        self.id = None;
+    }
+}
+
+impl<R: ServiceRole<Not: From<CancelledNotification>>> Drop for Abandoned<R> {
+    fn drop(&mut self) {
+        let Some(id) = self.id.take() else { return };
+        // Without a runtime the connection is gone, too.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let reason = Some("the caller has gone".to_owned());
+        let params = CancelledNotificationParam::new(Some(id), reason);
+        let notification = CancelledNotification::new(params);
+        let peer = self.peer.clone();
+        runtime.spawn(async move { peer.send_notification(notification.into()).await });
+    }
 }
 
 fn unanswered() -> ErrorData {

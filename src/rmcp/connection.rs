@@ -2,15 +2,15 @@
 //!
 //! It may not know who else uses it, nor how long it is kept.
 
-use std::pin::pin;
+use std::{pin::pin, sync::Arc};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
+use http::StatusCode;
 use rmcp::{
     RoleClient,
     model::{
-        CancelledNotification, CancelledNotificationParam, ClientCapabilities, ClientNotification,
-        ClientRequest, GetExtensions, GetMeta, ListToolsRequest, PaginatedRequestParams, RequestId,
-        ServerResult,
+        ClientCapabilities, ClientNotification, ClientRequest, GetExtensions, GetMeta,
+        ListToolsRequest, PaginatedRequestParams, ServerResult,
     },
     service::{
         ClientCacheConfig, ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions,
@@ -21,10 +21,12 @@ use rmcp::{
     },
 };
 use tokio::sync::OnceCell;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    bridge::{Bridge, Caller, Event, Route, Routes, answer, front, tell},
+    bridge::{Abandoned, Bridge, Caller, Event, Route, Routes, answer, front, tell},
     error::Error,
+    streams::Streams,
     wire::Wire,
 };
 use crate::{carry::SessionKey, outbound::Outbound};
@@ -33,12 +35,18 @@ use crate::{carry::SessionKey, outbound::Outbound};
 /// not count.
 const MAX_POSTS: usize = 1024;
 
+/// How many pages of tools are looked through for headers of theirs.
+const MAX_PAGES: usize = 64;
+
 pub(super) struct Connection {
     running: RunningService<RoleClient, Bridge>,
     wire: Wire,
+    streams: Streams,
     front: Option<SessionKey>,
     /// Whether rmcp has seen the tools' schemas, from which it makes `Mcp-Param-*`.
     tools_listed: OnceCell<()>,
+    /// Without it nothing that is still under way goes on.
+    _open: DropGuard,
 }
 
 impl Connection {
@@ -51,10 +59,20 @@ impl Connection {
         lifecycle: ClientLifecycleMode,
     ) -> Result<Self, Error> {
         let routes = Routes::default();
-        let wire = Wire::new(http, outbound.clone(), routes.clone());
+        let streams = Streams::default();
+        let closed = CancellationToken::new();
+        let open = closed.clone().drop_guard();
+        let wire = Wire::new(
+            http,
+            outbound.clone(),
+            routes.clone(),
+            streams.clone(),
+            closed,
+        );
         let url = outbound.upstream().url().to_string();
         let config = StreamableHttpClientTransportConfig::with_uri(url);
-        let config = config.max_concurrent_requests(MAX_POSTS);
+        let mut config = config.max_concurrent_requests(MAX_POSTS);
+        config.retry_config = Arc::new(streams.clone());
         let transport = StreamableHttpClientTransport::with_client(wire.clone(), config);
         let front = outbound.session().cloned();
         let bridge = Bridge::new(front.clone(), answerable, routes);
@@ -69,8 +87,10 @@ impl Connection {
         Ok(Self {
             running,
             wire,
+            streams,
             front,
             tools_listed: OnceCell::new(),
+            _open: open,
         })
     }
 
@@ -81,7 +101,7 @@ impl Connection {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        !self.running.is_transport_closed()
+        !self.running.is_transport_closed() && !self.streams.are_lost()
     }
 
     /// Whether whatever has no message of its own goes out as `outbound`.
@@ -118,20 +138,21 @@ impl Connection {
     /// Lists all tools, for rmcp to see their schemas.
     async fn list_tools(&self, outbound: &Outbound) -> Result<(), Error> {
         let mut request = ListToolsRequest::default();
-        loop {
+        for _ in 0..MAX_PAGES {
             let page = match self.send(outbound, None, request.into()).await {
                 Ok(ServerResult::ListToolsResult(page)) => page,
                 // Without a list no tool has a header to be sent.
-                Ok(_) => return Ok(()),
-                Err(error) if error.data().is_some() => return Ok(()),
+                Ok(_) => break,
+                Err(error) if error.data().is_some() || is_forbidden(&error) => break,
                 Err(error) => return Err(error),
             };
             let Some(cursor) = page.next_cursor else {
-                return Ok(());
+                break;
             };
             let next = PaginatedRequestParams::default().with_cursor(Some(cursor));
             request = ListToolsRequest::with_param(next);
         }
+        Ok(())
     }
 
     async fn send(
@@ -156,10 +177,8 @@ impl Connection {
         let peer = self.peer();
         let sent = peer.send_cancellable_request(request, options);
         let handle = sent.await.map_err(|error| Error::call(upstream, error))?;
-        let mut abandoned = Abandoned {
-            peer,
-            id: Some(handle.id.clone()),
-        };
+        // As whoever called last, since the token of this call may have been renewed meanwhile.
+        let mut abandoned = Abandoned::new(peer, handle.id.clone());
         let asked = caller.map(|caller| &caller.peer);
         let asked = asked.or_else(|| front(self.front.as_ref()));
         let mut answers = FuturesUnordered::new();
@@ -177,7 +196,7 @@ impl Connection {
                 result = &mut response => break result,
             }
         };
-        abandoned.id = None;
+        abandoned.disarm();
         while let Ok(Event::Said(notification)) = events.try_recv() {
             tell(caller, notification).await;
         }
@@ -195,24 +214,8 @@ impl Connection {
     }
 }
 
-/// Tells the upstream that nobody waits any more; as whoever called last, since the token of the call
-/// may have been renewed meanwhile.
-struct Abandoned<'a> {
-    peer: &'a Peer<RoleClient>,
-    id: Option<RequestId>,
-}
-
-impl Drop for Abandoned<'_> {
-    fn drop(&mut self) {
-        let Some(id) = self.id.take() else { return };
-        // Without a runtime the connection is gone, too.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        let reason = Some("the caller has gone".to_owned());
-        let params = CancelledNotificationParam::new(Some(id), reason);
-        let notification = CancelledNotification::new(params);
-        let peer = self.peer.clone();
-        runtime.spawn(async move { peer.send_notification(notification.into()).await });
-    }
+/// Whether the upstream refuses this to the caller, who may be allowed something else.
+fn is_forbidden(error: &Error) -> bool {
+    let refusal = error.refusal();
+    refusal.is_some_and(|refusal| refusal.status() == StatusCode::FORBIDDEN)
 }

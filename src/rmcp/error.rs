@@ -3,7 +3,7 @@
 //! No text of the transport's or of an upstream's answer is in it, since either may quote what was
 //! sent; the upstream's own JSON-RPC error is there as data.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use http::StatusCode;
 use rmcp::{
@@ -20,8 +20,11 @@ use crate::{
     rules::Upstream,
 };
 
+/// What rmcp says in the upstream's place of a call whose session another call has found lost.
+const LEFT_BEHIND: &str = "streamable HTTP session was re-initialized before the response arrived";
+
 /// Why there is no client, or no result.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[error(transparent)]
 pub struct Error(#[from] Arc<Inner>);
 
@@ -79,7 +82,7 @@ impl Error {
         Self(Arc::new(Inner::Answered { upstream, data }))
     }
 
-    fn lost(upstream: &Upstream) -> Self {
+    pub(super) fn lost(upstream: &Upstream) -> Self {
         let what = "closed the connection during the call; it may have been carried out";
         Self::failed(upstream, ErrorKind::Lost, what)
     }
@@ -115,6 +118,7 @@ impl Error {
     /// A call on a connection.
     pub(super) fn call(upstream: &Upstream, error: ServiceError) -> Self {
         match error {
+            ServiceError::McpError(data) if data.message == LEFT_BEHIND => Self::lost(upstream),
             ServiceError::McpError(data) => Self::answered(upstream, data),
             ServiceError::TransportSend(error) => Self::transport(upstream, &*error.error),
             ServiceError::UnexpectedResponse => Self::unusable(upstream),
@@ -176,6 +180,16 @@ impl Error {
             Inner::Answered { .. } => false,
             Inner::Failed { kind, .. } => *kind == ErrorKind::Lost,
         }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the upstream's own words, which may quote the caller's.
+        f.debug_struct("Error")
+            .field("kind", &self.kind())
+            .field("message", &self.to_string())
+            .finish_non_exhaustive()
     }
 }
 

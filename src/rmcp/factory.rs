@@ -13,6 +13,9 @@ use crate::{
     rules::Upstream,
 };
 
+/// The longest time that can be set; to a clock, for ever is too long.
+const MAX_IDLE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// How many upstreams have a pool, far more than a proxy has.
 const MAX_UPSTREAMS: u64 = 1024;
 
@@ -95,7 +98,8 @@ pub struct FactoryBuilder {
 
 impl FactoryBuilder {
     /// Connects through what `http` says: certificates, proxies, time-outs, a TLS backend. Whatever it
-    /// says of redirects and retries is replaced: none. It must not have headers of its own.
+    /// says of redirects and retries is replaced: none. It must not have headers
+    /// or a cookie store of its own: all callers would share them.
     ///
     /// reqwest's builder takes an HTTP proxy from the environment, also for an upstream on loopback; the
     /// factory's own one uses none.
@@ -120,8 +124,9 @@ impl FactoryBuilder {
         }
     }
 
-    /// How long a connection is kept that nobody uses; 5 minutes by default.
+    /// How long a connection is kept that nobody uses; 5 minutes by default, a year at most.
     pub fn idle_time(self, idle_time: Duration) -> Self {
+        let idle_time = idle_time.min(MAX_IDLE);
         Self { idle_time, ..self }
     }
 

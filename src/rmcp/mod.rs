@@ -38,11 +38,21 @@
 //! | with sessions | in none | one for each exact [`Outbound`](crate::Outbound) |
 //! | 2026-07-28 and later | any | one for each exact [`Outbound`](crate::Outbound) |
 //!
+//! Callers who send nothing that is forwarded are one and the same to an upstream. Where it keeps state in
+//! its sessions, and your server has none, give each call a connection of its own:
+//! [`FactoryBuilder::fresh`].
+//!
 //! rmcp binds a session to nobody: whoever knows its id is served in it. Put a session layer in front
 //! of rmcp's server, else a stranger in a front session is in its upstream session too.
 //!
 //! What an upstream asks during a call (sampling, elicitation, roots) reaches the caller of that call,
 //! where there is a front session; a connection without one declares that it can answer nothing.
+//!
+//! # What rmcp logs
+//!
+//! rmcp has events of its own, which this crate cannot change: notifications, session ids and answers of
+//! upstreams at INFO and WARN, whole messages at DEBUG. Headers are not in them. `rmcp=error` keeps almost
+//! all of it out of a log.
 
 mod bridge;
 mod client;
@@ -54,6 +64,7 @@ mod page;
 mod pool;
 mod proxy;
 mod reach;
+mod streams;
 mod wire;
 
 pub use client::Client;

@@ -24,6 +24,9 @@ use super::{
 };
 use crate::{carry::SessionKey, outbound::Outbound};
 
+/// How often a place in the pool is looked for, where an upstream or other callers change it meanwhile.
+const MAX_TURNS: usize = 3;
+
 /// How often idle connections are looked for, at most.
 const MIN_SWEEP: Duration = Duration::from_secs(1);
 
@@ -101,27 +104,32 @@ impl Pool {
     /// attempt, and all learn how it ended.
     pub(super) async fn lease(self: &Arc<Self>, outbound: &Outbound) -> Result<Lease, Error> {
         let Some(kept) = &self.kept else {
-            let connection = Box::pin(self.connect(outbound)).await?;
+            let connection = self.connect_apart(outbound).await?;
             return Ok(Lease {
                 connection,
                 place: None,
             });
         };
-        loop {
+        for _ in 0..MAX_TURNS {
             let key = match outbound.session() {
                 Some(session) if !self.is_sessionless() => Key::Session(session.clone()),
                 _ => Key::Exact(outbound.clone()),
             };
-            let connection = match kept.get(&key).await {
-                Some(found) if found.is_open() => found,
-                lost => {
-                    if let Some(lost) = lost {
-                        self.remove(&key, &lost).await;
-                    }
-                    let connecting =
-                        Box::pin(kept.try_get_with_by_ref(&key, self.connect(outbound)));
-                    connecting.await.map_err(|error| Error::clone(&error))?
-                }
+            if let Some(found) = kept.get(&key).await
+                && !found.is_open()
+            {
+                self.remove(&key, &found).await;
+            }
+            let mut is_own = false;
+            let connecting = async {
+                is_own = true;
+                self.connect_apart(outbound).await
+            };
+            let connection = match kept.try_get_with_by_ref(&key, connecting).await {
+                Ok(connection) => connection,
+                // Of somebody else in the session, whose token was another one.
+                Err(error) if !is_own && error.refusal().is_some() => continue,
+                Err(error) => return Err(Error::clone(&error)),
             };
             if matches!(key, Key::Session(_)) && connection.is_sessionless() {
                 // The upstream turned out to know no sessions: the next turn finds it by its caller.
@@ -136,6 +144,19 @@ impl Pool {
             let place = Some((Arc::clone(self), key));
             return Ok(Lease { connection, place });
         }
+        Err(Error::unusable(outbound.upstream()))
+    }
+
+    /// Connects in a task of its own: a caller who goes away meanwhile leaves no half of a session at the
+    /// upstream, and others who wait get it. It is nobody's task, as the connection's are.
+    async fn connect_apart(
+        self: &Arc<Self>,
+        outbound: &Outbound,
+    ) -> Result<Arc<Connection>, Error> {
+        let (pool, own) = (Arc::clone(self), outbound.clone());
+        let connecting = tokio::spawn(async move { pool.connect(&own).await });
+        let lost = |_| Err(Error::lost(outbound.upstream()));
+        connecting.await.unwrap_or_else(lost)
     }
 
     /// Chooses the protocol as rmcp's `Auto` does, and remembers it.
@@ -167,7 +188,8 @@ impl Pool {
         }
         let initialize = ClientLifecycleMode::Initialize;
         let outcome = self.open(outbound, answerable, initialize).await;
-        self.remember(match outcome {
+        self.remember(match &outcome {
+            Ok(connection) if connection.is_sessionless() => Spoken::Sessionless,
             Ok(_) => Spoken::Sessions,
             // It may speak something else by now.
             Err(_) => Spoken::Unknown,

@@ -7,19 +7,20 @@
     reason = "rmcp deprecates what callers before 2026-07-28 still use"
 )]
 
-use std::{collections::BTreeSet, fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, panic::AssertUnwindSafe, slice, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::join_all};
+use http::request::Parts;
 use rmcp::{
     ErrorData, RoleServer, ServerHandler,
     model::{
         CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult,
-        CustomRequest, CustomResult, ErrorCode, GetPromptRequestParams, GetPromptResponse,
-        Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
-        ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse,
-        Reference, RootsListChangedNotification, ServerCapabilities, ServerConfig, ServerResult,
-        SetLevelRequest, SetLevelRequestParams, SubscribeRequest, SubscribeRequestParams,
-        SubscriptionFilter, UnsubscribeRequest, UnsubscribeRequestParams,
+        CustomRequest, CustomResult, ErrorCode, Extensions, GetPromptRequestParams,
+        GetPromptResponse, Implementation, ListPromptsResult, ListResourceTemplatesResult,
+        ListResourcesResult, ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams,
+        ReadResourceResponse, Reference, RootsListChangedNotification, ServerCapabilities,
+        ServerConfig, ServerResult, SetLevelRequest, SetLevelRequestParams, SubscribeRequest,
+        SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequest, UnsubscribeRequestParams,
     },
     service::{NotificationContext, RequestContext, SubscriptionContext},
 };
@@ -29,6 +30,7 @@ use crate::{
     error::{BuildError, Mistake, MistakeKind},
     outbound::client::ClientFactory,
     rules::Upstream,
+    server_id::ServerId,
 };
 
 /// Clients give up after 60 s, and would then have nothing from the other upstreams either.
@@ -49,6 +51,9 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// elicitation and roots to the caller of the call that they belong to, and one that belongs to no
 /// call to the front session that owns the connection; see [the module](super) for when there is one. A
 /// cancelled call, or in 2026-07-28 a closed response, cancels at the upstream.
+///
+/// A message that is for one server, by a [`ServerIdLayer`](crate::ServerIdLayer) around the HTTP service,
+/// sees the upstream of that name alone, without prefixes.
 ///
 /// Put [`CaptureLayer`](crate::CaptureLayer) and the refusal layer around the HTTP service that it is
 /// given to.
@@ -111,8 +116,29 @@ impl Proxy {
         }
     }
 
-    fn reach<'a>(&'a self, context: &'a RequestContext<RoleServer>) -> Reach<'a> {
-        Reach::new(&self.upstreams, &self.factory, self.list_timeout, context)
+    fn reach<'a>(
+        &'a self,
+        context: &'a RequestContext<RoleServer>,
+    ) -> Result<Reach<'a>, ErrorData> {
+        let upstreams = self.scoped(&context.extensions)?;
+        Ok(Reach::new(
+            upstreams,
+            &self.factory,
+            self.list_timeout,
+            context,
+        ))
+    }
+
+    /// The upstreams; for a message that is for one server, that one alone.
+    fn scoped(&self, extensions: &Extensions) -> Result<&[Upstream], ErrorData> {
+        let parts = extensions.get::<Parts>();
+        let Some(server) = parts.and_then(|parts| parts.extensions.get::<ServerId>()) else {
+            return Ok(&self.upstreams);
+        };
+        let mut upstreams = self.upstreams.iter();
+        let upstream = upstreams.find(|upstream| upstream.name() == server.as_str());
+        let unknown = || ErrorData::invalid_params("no upstream has this server id", None);
+        upstream.map(slice::from_ref).ok_or_else(unknown)
     }
 }
 
@@ -159,7 +185,7 @@ impl ServerHandler for Proxy {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        let reach = self.reach(&context);
+        let reach = self.reach(&context)?;
         serve(&context, reach.list(request)).await
     }
 
@@ -168,7 +194,7 @@ impl ServerHandler for Proxy {
         mut request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        let reach = self.reach(&context);
+        let reach = self.reach(&context)?;
         let work = async {
             let (upstream, name) = reach.by_name(&request.name)?;
             request.name = name.to_owned().into();
@@ -183,7 +209,7 @@ impl ServerHandler for Proxy {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListPromptsResult, ErrorData> {
-        let reach = self.reach(&context);
+        let reach = self.reach(&context)?;
         serve(&context, reach.list(request)).await
     }
 
@@ -192,7 +218,7 @@ impl ServerHandler for Proxy {
         mut request: GetPromptRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<GetPromptResponse, ErrorData> {
-        let reach = self.reach(&context);
+        let reach = self.reach(&context)?;
         let work = async {
             let (upstream, name) = reach.by_name(&request.name)?;
             request.name = name.to_owned();
@@ -207,7 +233,7 @@ impl ServerHandler for Proxy {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
-        let reach = self.reach(&context);
+        let reach = self.reach(&context)?;
         serve(&context, reach.list(request)).await
     }
 
@@ -216,7 +242,7 @@ impl ServerHandler for Proxy {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListResourceTemplatesResult, ErrorData> {
-        let reach = self.reach(&context);
+        let reach = self.reach(&context)?;
         serve(&context, reach.list(request)).await
     }
 
@@ -225,7 +251,7 @@ impl ServerHandler for Proxy {
         mut request: ReadResourceRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<ReadResourceResponse, ErrorData> {
-        let reach = self.reach(&context);
+        let reach = self.reach(&context)?;
         let work = async {
             let upstream = reach.by_uri(&request.uri).await?;
             request.meta = None;
@@ -239,7 +265,7 @@ impl ServerHandler for Proxy {
         mut request: CompleteRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CompleteResult, ErrorData> {
-        let reach = self.reach(&context);
+        let reach = self.reach(&context)?;
         let work = async {
             let upstream = match &mut request.r#ref {
                 Reference::Resource(resource) => reach.by_uri(&resource.uri).await?,
@@ -266,7 +292,7 @@ impl ServerHandler for Proxy {
         mut request: SubscribeRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
-        let reach = self.reach(&context);
+        let reach = self.reach(&context)?;
         let work = async {
             let upstream = reach.by_uri(&request.uri).await?;
             request.meta = None;
@@ -282,7 +308,7 @@ impl ServerHandler for Proxy {
         mut request: UnsubscribeRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
-        let reach = self.reach(&context);
+        let reach = self.reach(&context)?;
         let work = async {
             let upstream = reach.by_uri(&request.uri).await?;
             request.meta = None;
@@ -298,7 +324,7 @@ impl ServerHandler for Proxy {
         request: SetLevelRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
-        let reach = self.reach(&context);
+        let reach = self.reach(&context)?;
         let work = reach.everywhere(|client| {
             let request = SetLevelRequest::new(SetLevelRequestParams::new(request.level));
             async move { client.request(request).await.map(drop) }
@@ -311,7 +337,7 @@ impl ServerHandler for Proxy {
         mut request: CustomRequest,
         context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
-        let reach = self.reach(&context);
+        let reach = self.reach(&context)?;
         let work = async {
             let unknown = || ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "unknown method", None);
             let upstream = reach.only().ok_or_else(unknown)?;
@@ -327,14 +353,16 @@ impl ServerHandler for Proxy {
     }
 
     async fn on_roots_list_changed(&self, context: NotificationContext<RoleServer>) {
-        let told = self.upstreams.iter().map(|upstream| async {
+        let upstreams = self.scoped(&context.extensions).unwrap_or_default();
+        let told = upstreams.iter().map(|upstream| async {
             let client = self.factory.connect(upstream).await;
             if let Ok(client) = client {
                 // An upstream that cannot be told asks again when it wants to know.
                 let _ = client.notify(RootsListChangedNotification::default()).await;
             }
         });
-        context.scope(join_all(told)).await;
+        let told = tokio::time::timeout(self.list_timeout, join_all(told));
+        let _ = context.scope(told).await;
     }
 
     fn accepted_subscription_filter(
@@ -346,7 +374,7 @@ impl ServerHandler for Proxy {
 
     async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
         let request = context.request_context();
-        let reach = self.reach(request);
+        let reach = self.reach(request)?;
         serve(request, reach.listen(&context)).await
     }
 }

@@ -4,7 +4,7 @@
 //! what it lists.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     time::Duration,
 };
 
@@ -24,7 +24,11 @@ use super::{
     page::{Page, is_for},
 };
 use crate::{
-    carry::Inbound, events, outbound::client::ClientFactory, refusal::collect, rules::Upstream,
+    carry::{Inbound, Refusal},
+    events,
+    outbound::client::ClientFactory,
+    refusal::collect,
+    rules::Upstream,
 };
 
 /// Where a list names the upstreams that are missing in it.
@@ -99,10 +103,22 @@ impl<'a> Reach<'a> {
             });
             (upstream, looking)
         });
-        let found = self.settle(looked).await?;
-        let owner = found.into_iter().find(|(_, has)| matches!(has, Ok(true)));
-        let owner = owner.map(|(upstream, _)| upstream);
-        owner.ok_or_else(|| ErrorData::resource_not_found("nobody lists this resource", None))
+        let (upstreams, looked): (Vec<_>, Vec<_>) = looked.unzip();
+        let (found, refusals) = collect(join_all(looked)).await;
+        let mut found: Vec<_> = upstreams.into_iter().zip(found).collect();
+        if let Some((owner, _)) = found.iter().find(|(_, has)| matches!(has, Ok(true))) {
+            return Ok(owner);
+        }
+        // It may be one of those that did not say.
+        let failed = found.iter().position(|(_, has)| has.is_err());
+        if let Some((_, Err(error))) = failed.map(|at| found.swap_remove(at)) {
+            report(refusals);
+            return Err(error);
+        }
+        Err(ErrorData::resource_not_found(
+            "nobody lists this resource",
+            None,
+        ))
     }
 
     /// Whether `upstream` lists `uri`, or a template for it.
@@ -230,7 +246,7 @@ impl<'a> Reach<'a> {
         let mut wanted = context.accepted().clone();
         let uris = wanted.resource_subscriptions.take().unwrap_or_default();
         let mut owned = BTreeMap::<&str, Vec<String>>::new();
-        for uri in uris {
+        for uri in BTreeSet::from_iter(uris) {
             let owner = self.by_uri(&uri).await?;
             owned.entry(owner.name()).or_default().push(uri);
         }
@@ -279,9 +295,14 @@ impl<'a> Reach<'a> {
         if answers.iter().any(|(_, answer)| answer.is_ok()) {
             return Ok(answers);
         }
-        let inbound = Inbound::current().unwrap_or_default();
-        refusals.into_iter().for_each(|it| inbound.report(it));
+        report(refusals);
         let first = answers.into_iter().find_map(|(_, answer)| answer.err());
         Err(first.unwrap_or_else(|| ErrorData::internal_error("there is no upstream", None)))
     }
+}
+
+/// Tells the caller, after all.
+fn report(refusals: Vec<Refusal>) {
+    let inbound = Inbound::current().unwrap_or_default();
+    refusals.into_iter().for_each(|it| inbound.report(it));
 }

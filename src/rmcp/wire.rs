@@ -18,13 +18,18 @@ use rmcp::{
     transport::{
         common::client_side_sse::BoxedSseResponse,
         streamable_http_client::{
-            AuthRequiredError, StreamableHttpClient, StreamableHttpError,
+            AuthRequiredError, HttpStatusError, StreamableHttpClient, StreamableHttpError,
             StreamableHttpPostResponse,
         },
     },
 };
 
-use super::bridge::{Route, Routes};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    bridge::{Route, Routes},
+    streams::Streams,
+};
 use crate::{carry::Refusal, events, outbound::Outbound};
 
 type Headers = HashMap<HeaderName, HeaderValue>;
@@ -38,6 +43,8 @@ pub(super) struct Wire {
     /// The last one. rmcp loses that of its `notifications/initialized`.
     refusal: Arc<Mutex<Option<Refusal>>>,
     routes: Routes,
+    streams: Streams,
+    closed: CancellationToken,
 }
 
 /// Why the upstream gave no message. No text of the transport's or the upstream's is in it, since
@@ -55,19 +62,30 @@ pub(super) enum WireError {
 type Failure = StreamableHttpError<WireError>;
 
 impl Wire {
-    pub(super) fn new(http: reqwest::Client, outbound: Outbound, routes: Routes) -> Self {
+    pub(super) fn new(
+        http: reqwest::Client,
+        outbound: Outbound,
+        routes: Routes,
+        streams: Streams,
+        closed: CancellationToken,
+    ) -> Self {
         Self {
             http,
             newest: Arc::new(Mutex::new(outbound)),
             refusal: Arc::default(),
             routes,
+            streams,
+            closed,
         }
     }
 
     /// What has no message of its own goes out as `outbound` from now on.
+    ///
+    /// But never in place of a caller's credential without one: the operator's would stand in for it.
     pub(super) fn renew(&self, outbound: &Outbound) {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if *newest != *outbound {
+        let is_weaker = newest.has_credential() && !outbound.has_credential();
+        if *newest != *outbound && !is_weaker {
             newest.clone_from(outbound);
         }
     }
@@ -75,6 +93,18 @@ impl Wire {
     pub(super) fn newest(&self) -> Outbound {
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         newest.clone()
+    }
+
+    /// rmcp leaves a handshake that nobody waits for to itself: with its task, its socket and the
+    /// caller's headers, for as long as the upstream likes.
+    async fn until_closed<T>(&self, exchange: impl Future<Output = T>) -> Result<T, Failure> {
+        let exchange = self.closed.run_until_cancelled(exchange).await;
+        exchange.ok_or(Failure::Client(WireError::Unreachable))
+    }
+
+    fn ended(&self, events: BoxedSseResponse) -> BoxedSseResponse {
+        let closed = self.closed.clone().cancelled_owned();
+        events.take_until(closed).boxed()
     }
 
     pub(super) fn refusal(&self) -> Option<Refusal> {
@@ -169,7 +199,7 @@ impl StreamableHttpClient for Wire {
             custom_headers,
             max_sse_event_size,
         );
-        let answer = exchange.await.map_err(|error| {
+        let answer = self.until_closed(exchange).await?.map_err(|error| {
             let failure = failure(&outbound, error);
             if let Failure::Client(WireError::Refused(refusal)) = &failure {
                 let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,7 +209,11 @@ impl StreamableHttpClient for Wire {
         })?;
         Ok(match (answer, route) {
             (StreamableHttpPostResponse::Sse(events, session_id), Some(route)) => {
-                StreamableHttpPostResponse::Sse(tapped(events, route), session_id)
+                let events = tapped(events, route);
+                StreamableHttpPostResponse::Sse(self.ended(events), session_id)
+            }
+            (StreamableHttpPostResponse::Sse(events, session_id), None) => {
+                StreamableHttpPostResponse::Sse(self.ended(events), session_id)
             }
             (answer, _) => answer,
         })
@@ -230,6 +264,7 @@ impl StreamableHttpClient for Wire {
         max_sse_event_size: usize,
     ) -> Result<BoxedSseResponse, Failure> {
         let outbound = self.newest();
+        let resumed = last_event_id.is_some();
         inject(&outbound, &mut custom_headers);
         let exchange = self.http.get_stream_with_max_sse_event_size(
             uri,
@@ -239,28 +274,50 @@ impl StreamableHttpClient for Wire {
             custom_headers,
             max_sse_event_size,
         );
-        exchange
-            .await
-            .map_err(|error| match failure(&outbound, error) {
+        let answer = self.until_closed(exchange).await?;
+        let events = answer.map_err(|error| {
+            // Of a stream that there was; a first one may be unknown to a server that has none.
+            let gone = resumed && is_gone(&error);
+            if gone {
+                self.streams.lose();
+            }
+            match failure(&outbound, error) {
                 // rmcp opens the stream again unless it is told so.
-                Failure::Client(WireError::Refused(_)) => {
+                failure if gone || matches!(failure, Failure::Client(WireError::Refused(_))) => {
                     Failure::AuthRequired(AuthRequiredError::new(String::new()))
                 }
-                error => error,
-            })
+                failure => failure,
+            }
+        })?;
+        Ok(self.ended(events))
     }
+}
+
+/// Whether the session of an event stream has ended: MCP 2025-11-25, Streamable HTTP, session
+/// management.
+fn is_gone(error: &StreamableHttpError<reqwest::Error>) -> bool {
+    let StreamableHttpError::Client(error) = error else {
+        return false;
+    };
+    error.status() == Some(StatusCode::NOT_FOUND)
 }
 
 /// The stream of one call's answer, without what the upstream says meanwhile: that goes to the call, in
 /// its order and before the answer. rmcp would tell neither to which call it belongs nor when it came.
 fn tapped(events: BoxedSseResponse, route: Route) -> BoxedSseResponse {
-    let tapped = events.map_ok(move |mut event| {
-        if let Some(said) = event.data.as_deref().and_then(said) {
+    let tapped = events.and_then(move |mut event| {
+        let said = event.data.as_deref().and_then(said);
+        if said.is_some() {
             // The event's id stays, for a stream that is resumed.
             event.data = None;
-            route.say(said);
         }
-        event
+        let route = route.clone();
+        async move {
+            if let Some(said) = said {
+                route.say(said).await;
+            }
+            Ok(event)
+        }
     });
     tapped.boxed()
 }
@@ -314,7 +371,8 @@ fn failure(outbound: &Outbound, error: StreamableHttpError<reqwest::Error>) -> F
                 Failure::Client(WireError::Unreachable)
             }
         },
-        Rmcp::HttpStatus(error) => Failure::HttpStatus(error),
+        // rmcp logs what it holds, and `retry-after` is the upstream's text.
+        Rmcp::HttpStatus(error) => Failure::HttpStatus(HttpStatusError::new(error.status, None)),
         Rmcp::SessionExpired => Failure::SessionExpired,
         Rmcp::ServerDoesNotSupportSse => Failure::ServerDoesNotSupportSse,
         Rmcp::ServerDoesNotSupportDeleteSession => Failure::ServerDoesNotSupportDeleteSession,
@@ -324,6 +382,10 @@ fn failure(outbound: &Outbound, error: StreamableHttpError<reqwest::Error>) -> F
 
 /// The status of an answer without a challenge, which rmcp keeps only as text: `HTTP 401 …`.
 fn status(text: &str) -> Option<StatusCode> {
+    // It may have been a 403; then the caller asks for a new token once in vain.
+    if text == "invalid www-authenticate header value" {
+        return Some(StatusCode::UNAUTHORIZED);
+    }
     let code = text.strip_prefix("HTTP ")?.get(..3)?;
     StatusCode::from_bytes(code.as_bytes()).ok()
 }

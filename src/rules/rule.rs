@@ -186,7 +186,7 @@ impl Rule {
         }
         let (source, target) = (source?, target?);
         let has_scheme = names::has_scheme(&target);
-        let credential = self.bearer || names::guarded(&target);
+        let credential = self.credential || self.bearer || names::guarded(&target);
         Some(CompiledRule {
             source,
             target,

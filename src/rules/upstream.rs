@@ -106,6 +106,18 @@ impl Upstream {
         self.lines().iter().any(|line| line.name == *name)
     }
 
+    /// Whether a rule writes a credential under `name`.
+    pub(crate) fn takes_credential(&self, name: &HeaderName) -> bool {
+        let mut credentials = self.rules().iter().filter(|rule| rule.credential);
+        credentials.any(|rule| rule.target == *name)
+    }
+
+    /// Whether a static header is a credential.
+    pub(crate) fn has_own_credential(&self) -> bool {
+        let mut names = self.lines().iter().map(|line| &line.name);
+        names.any(|name| names::guarded(name) || self.takes_credential(name))
+    }
+
     /// The static headers.
     pub(crate) fn lines(&self) -> &Arc<[Line]> {
         &self.inner.lines

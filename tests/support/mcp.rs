@@ -4,6 +4,7 @@
 #![allow(
     unreachable_pub,
     clippy::expect_used,
+    clippy::needless_pass_by_value,
     clippy::panic,
     clippy::unwrap_used,
     reason = "tests"
@@ -13,7 +14,10 @@ use std::{
     borrow::Cow,
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -28,7 +32,7 @@ use hyper_util::{
 };
 use mcp_forward::{
     CaptureLayer, ClientFactory, Inbound, Rule, Upstream, UpstreamBuilder,
-    rmcp::{Client, ContextExt, Error, Factory},
+    rmcp::{Client, ContextExt, Error, Factory, FactoryBuilder},
 };
 use rmcp::{
     ErrorData, RoleServer, ServerHandler,
@@ -54,7 +58,7 @@ use crate::support::{HttpClient, headers, http_client};
 pub const NEWEST: &str = "2026-07-28";
 pub const LEGACY: &str = "2025-11-25";
 /// What every wait gives up after.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How an rmcp server is configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,13 +152,25 @@ pub fn answer(status: u16, lines: &[(&str, &str)], body: impl Into<Bytes>) -> An
 type Intercept = Arc<dyn Fn(&Seen) -> Option<Answer> + Send + Sync>;
 
 /// What the upstream's handlers, its HTTP side and the test share.
-#[derive(Default)]
 struct Shared {
     seen: Mutex<Vec<Seen>>,
     intercept: Mutex<Option<Intercept>>,
     /// What happened in handlers.
     events: Mutex<Vec<String>>,
     changed: Notify,
+    later: Semaphore,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            seen: Mutex::default(),
+            intercept: Mutex::default(),
+            events: Mutex::default(),
+            changed: Notify::default(),
+            later: Semaphore::new(0),
+        }
+    }
 }
 
 impl Shared {
@@ -336,6 +352,11 @@ impl Server {
         self.gate.add_permits(calls);
     }
 
+    /// Lets `questions` of `ask_later` be asked.
+    pub fn ask_now(&self, questions: usize) {
+        self.shared.later.add_permits(questions);
+    }
+
     /// Waits until `done` holds, which only something that happens here can make so.
     pub async fn wait(&self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let waiting = async {
@@ -431,12 +452,12 @@ impl ServerHandler for Handler {
         request: Option<PaginatedRequestParams>,
         context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        let token = lines(&context)["authorization"][0]
-            .as_str()
-            .map(str::to_owned);
+        let user = lines(&context)["x-user"][0].as_str().map(str::to_owned);
         let first = request.is_none_or(|page| page.cursor.is_none());
         let mut list = match first {
-            true => json!({ "tools": [tool(&token.unwrap_or_default())], "nextCursor": "2" }),
+            true => {
+                json!({ "tools": [tool(&user.unwrap_or("nobody".to_owned()))], "nextCursor": "2" })
+            }
             false => json!({ "tools": [annotated()] }),
         };
         // It may be kept for an hour, by everybody.
@@ -466,14 +487,19 @@ impl ServerHandler for Handler {
                     () = context.ct.cancelled() => "cancelled",
                 };
                 self.shared.tell(ended);
-                Ok(text(&lines(&context)))
+                let released = ended == "released";
+                Ok(text(&if released {
+                    lines(&context)
+                } else {
+                    Value::Null
+                }))
             }
             "ask" => Ok(text(&ask(context.peer, arguments["request"].clone()).await)),
             "ask_later" => {
                 // A task of its own belongs to no call.
-                let (shared, gate) = (Arc::clone(&self.shared), Arc::clone(&self.gate));
+                let shared = Arc::clone(&self.shared);
                 tokio::spawn(async move {
-                    gate.acquire().await.unwrap().forget();
+                    shared.later.acquire().await.unwrap().forget();
                     let answer = ask(context.peer, arguments["request"].clone()).await;
                     shared.tell(answer.to_string());
                 });
@@ -483,7 +509,8 @@ impl ServerHandler for Handler {
                 let text = arguments["text"].as_str().unwrap().to_owned();
                 Err(ErrorData::invalid_params(text, Some(arguments)))
             }
-            _ => Ok(text(&lines(&context))),
+            "whoami" => Ok(text(&lines(&context))),
+            _ => Ok(text(&Value::Null)),
         }
     }
 }
@@ -580,9 +607,13 @@ impl Front {
 
     /// The caller as a handler finds it.
     pub async fn inbound(&self, caller: &Caller) -> Inbound {
-        let mut lent = self.lent.lock().await;
         caller.call("lend", json!({})).await;
-        lent.recv().await.unwrap()
+        self.lent().await
+    }
+
+    /// The caller of the tool `lend`.
+    pub async fn lent(&self) -> Inbound {
+        self.lent.lock().await.recv().await.unwrap()
     }
 
     /// Why calls through the front have failed.
@@ -675,13 +706,16 @@ impl Caller {
 
     /// The JSON-RPC answer, with its `result` or `error`.
     pub async fn ask(&self, method: &str, params: Value) -> Value {
-        let message = json!({ "jsonrpc": "2.0", "id": 7, "method": method, "params": params });
+        // rmcp tells the answers in one session apart by it, whoever asked.
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let message = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params });
         let (status, _, body) = self.post(&message).await;
         let body = String::from_utf8(body).unwrap();
         let json = |text: &str| serde_json::from_str::<Value>(text).ok();
         let mut found = json(&body);
         for data in body.lines().filter_map(|line| line.strip_prefix("data:")) {
-            found = json(data).filter(|it| it["id"] == 7).or(found);
+            found = json(data).filter(|it| it["id"] == id).or(found);
         }
         found.unwrap_or_else(|| panic!("{status}: {body}"))
     }
@@ -730,4 +764,14 @@ pub async fn hold(server: &Server, client: Client) -> JoinHandle<Result<CallTool
     let held = tokio::spawn(async move { client.call_tool(call("hold", json!({}))).await });
     server.wait("call", |it| holding(it) > before).await;
     held
+}
+
+/// A builder that does not load the system's certificates, which takes longer than most tests.
+pub fn builder() -> FactoryBuilder {
+    let http = reqwest::Client::builder().no_proxy();
+    Factory::builder().http(http.tls_certs_only([]))
+}
+
+pub fn factory() -> Factory {
+    builder().build().unwrap()
 }

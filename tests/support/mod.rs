@@ -8,11 +8,15 @@
     reason = "tests"
 )]
 
+pub mod refusal;
+
 use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -27,7 +31,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use mcp_forward::{CaptureLayer, ClientFactory, Inbound, Outbound, Upstream};
+use mcp_forward::{CaptureLayer, ClientFactory, ForwardedInternally, Inbound, Outbound, Upstream};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -358,4 +362,79 @@ pub async fn logged<T>(run: impl Future<Output = T>) -> (T, String) {
     let done = run.await;
     let log = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
     (done, log)
+}
+
+/// What came through the layers in front of a service.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub parts: http::request::Parts,
+    pub body: Vec<u8>,
+}
+
+impl Seen {
+    pub fn server(&self) -> Option<&str> {
+        let server = self.parts.extensions.get::<mcp_forward::ServerId>();
+        server.map(mcp_forward::ServerId::as_str)
+    }
+
+    pub fn is_forwarded(&self) -> bool {
+        let mark = self.parts.extensions.get::<ForwardedInternally>();
+        assert!(!self.parts.headers.contains_key("x-forwarded-internally"));
+        mark.is_some()
+    }
+
+    /// The one value under `name`.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut lines = self.parts.headers.get_all(name).iter();
+        let first = lines.next().map(|value| value.to_str().unwrap());
+        assert_eq!(lines.next(), None, "{name} is on several lines");
+        first
+    }
+}
+
+/// A service that answers 200 and keeps what it saw.
+#[derive(Clone, Default)]
+pub struct Witness(Arc<Mutex<Vec<Seen>>>);
+
+impl Witness {
+    /// Everything since it was last asked.
+    pub fn take(&self) -> Vec<Seen> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+impl<B> Service<Request<B>> for Witness
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: std::fmt::Debug,
+{
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let seen = Arc::clone(&self.0);
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let hint = body.size_hint().exact();
+            let body = body.collect().await.unwrap().to_bytes().to_vec();
+            assert!(hint.is_none_or(|hint| hint == body.len() as u64));
+            seen.lock().unwrap().push(Seen { parts, body });
+            Ok(Response::default())
+        })
+    }
+}
+
+/// An HTTP/1 request with a body, as bytes.
+pub fn message(addr: SocketAddr, path: &str, lines: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
+    let body = body.as_ref();
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\n{lines}content-length: {length}\r\n\r\n"
+    );
+    [head.as_bytes(), body].concat()
 }

@@ -67,7 +67,7 @@ const SESSIONS: usize = 65_536;
 /// let sessions = SessionLayer::bind(|parts| parts.extensions.get::<User>().cloned());
 /// let app: Router = Router::new()
 ///     .route_service("/mcp", Relay::new(&search, client))
-///     .layer(sessions.clone()) // a clone has the same sessions, to count and to remove
+///     .layer(sessions.clone()) // a clone has the same sessions and limits, to count and to remove
 ///     .layer(CaptureLayer::for_upstreams([&search]).build()?);
 /// assert_eq!(sessions.live(), 0);
 /// # let _ = app;
@@ -78,12 +78,15 @@ const SESSIONS: usize = 65_536;
 /// [`pin`](Self::pin) freezes those of `initialize`. A principal of `None` is *anonymous*: whoever has
 /// none shares its sessions, and nobody else does. In protocol 2026-07-28 and later there are
 /// no sessions: there `mcp-session-id` is checked, and then removed together with `last-event-id`, and the
-/// request is one without a session.
+/// request is one without a session. Spellings of these headers with `_` for `-` are removed from
+/// every request, since some services take them for the same.
 ///
 /// What makes a session is a 2xx response to a POST without `mcp-session-id` that has one. It ends when
 /// it has not been used for 30 minutes ([`idle`](Self::idle); an open stream is no use), when the
-/// owner's DELETE was answered with 2xx or 404, and by [`remove`](Self::remove). Calls that are under
-/// way then go on. The sessions are in this process only: after a restart, or on another machine,
+/// owner's DELETE was answered with 2xx, when the service answers 404 to any request of the owner's in it,
+/// as MCP has it for a session that is over, and by [`remove`](Self::remove). Calls that are under
+/// way then go on. Clones of a layer share its sessions and its limits, also a limit that is set later.
+/// The sessions are in this process only: after a restart, or on another machine,
 /// clients get a 404 and initialize again.
 ///
 /// # Rejected requests
@@ -99,8 +102,8 @@ const SESSIONS: usize = 65_536;
 /// | 502 | the service answered with somebody else's session id, with another one than the request's, or with one that nobody could send |
 /// | 503 | the principal has 256 sessions, or there are 65,536; none is ended for it |
 ///
-/// An `initialize` that is under way counts as a session; so does every other POST without an id until its
-/// response begins, unless it names protocol 2026-07-28 or later.
+/// An `initialize` that is under way counts as a session; so does every other POST without one until its
+/// response begins, unless it names protocol 2026-07-28 or later and, in `mcp-method`, another method.
 #[must_use = "a layer works once it is put around a service"]
 pub struct SessionLayer<P> {
     principal: Identify<P>,
@@ -157,8 +160,8 @@ impl<P: Principal> SessionLayer<P> {
     ///
     /// Later requests of the session go on with those, whatever they carry themselves: a renewed
     /// token is *not* used, and whoever begins the session with more rights keeps them for all of the
-    /// principal's requests in it. Where an upstream refuses the frozen headers, the session ends, so
-    /// that the client initializes anew. For upstreams that hold a session to the token that began it.
+    /// principal's requests in it. Where an upstream answers 401 to a frozen credential of the
+    /// caller's, the session ends, so that the client initializes anew. For upstreams that hold a session to the token that began it.
     pub fn pin(mut self) -> Self {
         self.policy.pin = true;
         self
@@ -185,31 +188,23 @@ impl<P: Principal> SessionLayer<P> {
     /// Longer than the service's own limit is of no use: it would answer 404 itself.
     pub fn idle(self, idle: Duration) -> Self {
         let idle = idle.min(MAX_IDLE);
-        self.limited(|limits| Limits { idle, ..limits })
+        self.table.limit(|limits| limits.idle = idle);
+        self
     }
 
     /// How many sessions one principal may have; 256 by default. Anonymous counts as one.
     pub fn max_per_principal(self, per_principal: usize) -> Self {
-        self.limited(|limits| Limits {
-            per_principal,
-            ..limits
-        })
+        self.table
+            .limit(|limits| limits.per_principal = per_principal);
+        self
     }
 
     /// How many sessions there may be; 65,536 by default.
     ///
     /// One takes about 1 KiB; a pinned one as much more as its captured headers are long.
     pub fn max_sessions(self, sessions: usize) -> Self {
-        self.limited(|limits| Limits { sessions, ..limits })
-    }
-
-    /// With a table of its own, also where a clone has the old one.
-    fn limited(self, change: impl FnOnce(Limits) -> Limits) -> Self {
-        let limits = change(self.table.limits());
-        Self {
-            table: Arc::new(Table::new(limits)),
-            ..self
-        }
+        self.table.limit(|limits| limits.sessions = sessions);
+        self
     }
 
     /// How many sessions there are.
@@ -330,8 +325,9 @@ where
         };
         let inbound = match visit.pinned() {
             Some(pinned) => {
+                let pinned = pinned.clone().in_place_of_known(&parts.extensions);
                 pinned.clone().attach(&mut parts.extensions);
-                Some(pinned.clone())
+                Some(pinned)
             }
             None => Inbound::current(),
         };

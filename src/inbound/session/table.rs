@@ -13,8 +13,9 @@ use std::{
 use hashlink::LinkedHashMap;
 use tokio::{
     runtime::Handle,
+    sync::Notify,
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, timeout_at},
 };
 
 use crate::{carry::Inbound, events, server_id::ServerId};
@@ -47,11 +48,13 @@ pub(super) struct Limits {
 }
 
 pub(super) struct Table<P> {
-    limits: Limits,
     state: Mutex<State<P>>,
+    /// Tells the sweeper that the limits have changed.
+    changed: Arc<Notify>,
 }
 
 struct State<P> {
+    limits: Limits,
     /// In the order of their last use, so that the next to expire is the first.
     sessions: LinkedHashMap<Box<[u8]>, Session<P>, RandomState>,
     /// How many sessions and permits each principal has.
@@ -87,27 +90,30 @@ pub(super) enum NotFound {
 impl<P: Principal> Table<P> {
     pub(super) fn new(limits: Limits) -> Self {
         Self {
-            limits,
             state: Mutex::new(State {
+                limits,
                 sessions: LinkedHashMap::with_hasher(RandomState::new()),
                 held: HashMap::new(),
                 total: 0,
                 serial: 0,
                 sweeper: None,
             }),
+            changed: Arc::default(),
         }
     }
 
-    pub(super) fn limits(&self) -> Limits {
-        self.limits
+    /// Changes the limits for all that share the table. No session is ended for a smaller number.
+    pub(super) fn limit(&self, change: impl FnOnce(&mut Limits)) {
+        change(&mut self.state().limits);
+        self.changed.notify_one();
     }
 
     /// The session `id` of `owner`, which is in use from now on.
     pub(super) fn find(&self, id: &[u8], owner: &Owner<P>) -> Result<Found, NotFound> {
         let mut state = self.state();
-        let now = Instant::now();
+        let (now, idle) = (Instant::now(), state.limits.idle);
         let session = state.sessions.get_mut(id).ok_or(NotFound::Unknown)?;
-        if self.is_expired(session, now) {
+        if session.is_expired(now, idle) {
             // The sweeper is about to end it.
             return Err(NotFound::Unknown);
         }
@@ -126,19 +132,17 @@ impl<P: Principal> Table<P> {
     /// Whether `id` is a session of somebody else than `owner`.
     pub(super) fn is_foreign(&self, id: &[u8], owner: &Owner<P>) -> bool {
         let state = self.state();
-        let now = Instant::now();
-        let session = state.sessions.get(id);
-        session.is_some_and(|session| !self.is_expired(session, now) && session.owner != *owner)
+        state.is_foreign(id, owner, Instant::now())
     }
 
     /// Room for one session more of `principal`; `None` at a limit.
     pub(super) fn reserve(self: &Arc<Self>, principal: &Option<P>) -> Option<Permit<P>> {
         let mut state = self.state();
         let mut expired = 0;
-        if state.is_full(principal, self.limits) {
-            expired = self.expire(&mut state, usize::MAX);
+        if state.is_full(principal) {
+            expired = state.expire(usize::MAX);
         }
-        let full = state.is_full(principal, self.limits);
+        let full = state.is_full(principal);
         if !full {
             state.hold(principal);
         }
@@ -169,43 +173,23 @@ impl<P: Principal> Table<P> {
     /// How many sessions there are, and how many principals have one or a permit.
     pub(super) fn counts(&self) -> (usize, usize) {
         let mut state = self.state();
-        let expired = self.expire(&mut state, usize::MAX);
+        let expired = state.expire(usize::MAX);
         let counts = (state.sessions.len(), state.held.len());
         drop(state);
         events::sessions_expired(expired);
         counts
     }
 
-    fn is_expired(&self, session: &Session<P>, now: Instant) -> bool {
-        now.duration_since(session.used) >= self.limits.idle
-    }
-
-    /// Ends at most so many of the expired sessions, and says how many.
-    fn expire(&self, state: &mut State<P>, at_most: usize) -> usize {
-        let now = Instant::now();
-        let mut expired = 0;
-        while expired < at_most
-            && let Some((_, session)) = state.sessions.front()
-            && self.is_expired(session, now)
-        {
-            if let Some((_, session)) = state.sessions.pop_front() {
-                state.release(&session.owner.principal);
-            }
-            expired += 1;
-        }
-        expired
-    }
-
     /// Ends what has expired, and says when the next will; `None` where there is none.
     fn sweep(&self) -> Option<Instant> {
         let mut state = self.state();
-        let expired = self.expire(&mut state, SLICE);
+        let expired = state.expire(SLICE);
         if state.sessions.len() < state.sessions.capacity() / 4 {
             state.sessions.shrink_to_fit();
             state.held.shrink_to_fit();
         }
         let next = state.sessions.front();
-        let next = next.map(|(_, session)| session.used + self.limits.idle);
+        let next = next.map(|(_, session)| session.used + state.limits.idle);
         if next.is_none() {
             state.sweeper = None;
         }
@@ -223,7 +207,8 @@ impl<P: Principal> Table<P> {
             return;
         }
         if let Ok(runtime) = Handle::try_current() {
-            state.sweeper = Some(runtime.spawn(sweep(Arc::downgrade(self))));
+            let sweeper = sweep(Arc::downgrade(self), Arc::clone(&self.changed));
+            state.sweeper = Some(runtime.spawn(sweeper));
         }
     }
 
@@ -232,16 +217,44 @@ impl<P: Principal> Table<P> {
     }
 }
 
-async fn sweep<P: Principal>(table: Weak<Table<P>>) {
+async fn sweep<P: Principal>(table: Weak<Table<P>>, changed: Arc<Notify>) {
     while let Some(next) = table.upgrade().and_then(|table| table.sweep()) {
-        sleep_until(next).await;
+        // Both mean to look again.
+        let _ = timeout_at(next, changed.notified()).await;
+    }
+}
+
+impl<P> Session<P> {
+    fn is_expired(&self, now: Instant, idle: Duration) -> bool {
+        now.duration_since(self.used) >= idle
     }
 }
 
 impl<P: Principal> State<P> {
-    fn is_full(&self, principal: &Option<P>, limits: Limits) -> bool {
+    fn is_full(&self, principal: &Option<P>) -> bool {
         let held = self.held.get(principal).copied().unwrap_or_default();
-        held >= limits.per_principal || self.total >= limits.sessions
+        held >= self.limits.per_principal || self.total >= self.limits.sessions
+    }
+
+    fn is_foreign(&self, id: &[u8], owner: &Owner<P>, now: Instant) -> bool {
+        let session = self.sessions.get(id);
+        session.is_some_and(|it| !it.is_expired(now, self.limits.idle) && it.owner != *owner)
+    }
+
+    /// Ends at most so many of the expired sessions, and says how many.
+    fn expire(&mut self, at_most: usize) -> usize {
+        let now = Instant::now();
+        let mut expired = 0;
+        while expired < at_most
+            && let Some((_, session)) = self.sessions.front()
+            && session.is_expired(now, self.limits.idle)
+        {
+            if let Some((_, session)) = self.sessions.pop_front() {
+                self.release(&session.owner.principal);
+            }
+            expired += 1;
+        }
+        expired
     }
 
     fn hold(&mut self, principal: &Option<P>) {
@@ -286,8 +299,7 @@ impl<P: Principal> Permit<P> {
         let table = Arc::clone(&self.table);
         let mut state = table.state();
         let now = Instant::now();
-        let held = state.sessions.get(id);
-        let is_foreign = held.is_some_and(|it| !table.is_expired(it, now) && it.owner != owner);
+        let is_foreign = state.is_foreign(id, &owner, now);
         if !is_foreign {
             state.remove(id);
             state.serial += 1;

@@ -15,11 +15,16 @@ use crate::{
     carry::{Inbound, Refused},
     events,
     reply::Rejection,
+    rules::names,
 };
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
+const METHOD: HeaderName = HeaderName::from_static("mcp-method");
+
+/// What says here to which session a request belongs, or that it belongs to none.
+static DECISIVE: [HeaderName; 4] = [SESSION_ID, LAST_EVENT_ID, PROTOCOL_VERSION, METHOD];
 
 /// The first version of the protocol without sessions.
 const WITHOUT_SESSIONS: &[u8] = b"2026-07-28";
@@ -88,6 +93,7 @@ impl<P: Principal> Visit<P> {
 impl<P: Principal> SessionLayer<P> {
     /// Whether the request may go on, without what the protocol it names does not know; or its answer.
     pub(super) fn admit(&self, parts: &mut Parts) -> Result<Visit<P>, Rejection> {
+        remove_look_alikes(&mut parts.headers);
         let inbound = if self.policy.pin {
             let inbound = Inbound::attached(&parts.extensions).or_else(Inbound::current);
             Some(inbound.ok_or_else(|| rejected(NO_INBOUND))?)
@@ -100,7 +106,7 @@ impl<P: Principal> SessionLayer<P> {
         };
         let id = session_id(&mut parts.headers).map_err(|()| rejected(UNUSABLE))?;
         match id {
-            Some(id) => self.admit_inside(parts, id, &owner),
+            Some(id) => self.admit_inside(parts, id, owner, inbound),
             None => self.admit_outside(parts, owner, inbound),
         }
     }
@@ -109,24 +115,26 @@ impl<P: Principal> SessionLayer<P> {
         &self,
         parts: &mut Parts,
         id: HeaderValue,
-        owner: &Owner<P>,
+        owner: Owner<P>,
+        inbound: Option<Inbound>,
     ) -> Result<Visit<P>, Rejection> {
-        let (serial, pinned) = match self.table.find(id.as_bytes(), owner) {
+        let (serial, pinned) = match self.table.find(id.as_bytes(), &owner) {
             Ok(Found { serial, pinned }) => (Some(serial), pinned),
             Err(NotFound::Unknown) if self.policy.pass_unknown => (None, None),
             Err(NotFound::Unknown) => return Err(denied("unknown")),
             Err(NotFound::Foreign) => return Err(denied("somebody else's")),
         };
-        let sessionless = is_sessionless(&parts.headers);
-        if sessionless {
+        if is_sessionless(&parts.headers) {
             parts.headers.remove(SESSION_ID);
             parts.headers.remove(LAST_EVENT_ID);
+            // The service sees no session, and may make one.
+            return self.admit_outside(parts, owner, inbound);
         }
         Ok(Visit::Inside {
             id,
             serial,
-            pinned: pinned.filter(|_| !sessionless),
-            ends: parts.method == Method::DELETE && !sessionless,
+            pinned,
+            ends: parts.method == Method::DELETE,
         })
     }
 
@@ -145,7 +153,7 @@ impl<P: Principal> SessionLayer<P> {
             let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
             return Err(rejected(NOBODY.with(WWW_AUTHENTICATE, challenge)));
         }
-        let permit = if creates && !is_sessionless(&parts.headers) {
+        let permit = if creates && !is_no_initialize(&parts.headers) {
             let permit = self.table.reserve(&owner.principal);
             Some(permit.ok_or_else(|| rejected(FULL))?)
         } else {
@@ -175,11 +183,18 @@ impl<P: Principal> SessionLayer<P> {
                 pinned,
                 ends,
             } => {
-                let deleted = ends && (status.is_success() || status == StatusCode::NOT_FOUND);
-                if serial.is_some() && deleted {
-                    self.table.end(id.as_bytes(), serial, "deleted");
-                } else if serial.is_some() && pinned.is_some() && refused {
-                    self.table.end(id.as_bytes(), serial, "refused");
+                let reason = if ends && status.is_success() {
+                    Some("deleted")
+                } else if status == StatusCode::NOT_FOUND {
+                    // So says a server that does not know it, and the client will initialize anew.
+                    Some("gone")
+                } else if pinned.is_some() && refused {
+                    Some("refused")
+                } else {
+                    None
+                };
+                if let Some(reason) = reason.filter(|_| serial.is_some()) {
+                    self.table.end(id.as_bytes(), serial, reason);
                 }
                 match answered {
                     Ok(None) => Ok(()),
@@ -221,6 +236,18 @@ fn denied(reason: &'static str) -> Rejection {
     NOT_FOUND
 }
 
+/// Removes what a service that takes `_` for `-` would read, and nothing here does.
+fn remove_look_alikes(headers: &mut HeaderMap) {
+    let is_one = |key: &HeaderName| {
+        let mut decisive = DECISIVE.iter();
+        decisive.any(|name| key != name && names::is_folded(key, name.as_str()))
+    };
+    let found: Vec<_> = headers.keys().filter(|key| is_one(key)).cloned().collect();
+    for key in found {
+        headers.remove(key);
+    }
+}
+
 /// The one id in `headers`, sensitive from here on; an error where it is none that a session can have.
 fn session_id(headers: &mut HeaderMap) -> Result<Option<HeaderValue>, ()> {
     let mut lines = headers.get_all(SESSION_ID).iter();
@@ -240,16 +267,39 @@ fn session_id(headers: &mut HeaderMap) -> Result<Option<HeaderValue>, ()> {
     is_usable.then(|| Some(id.clone())).ok_or(())
 }
 
-/// Whether the protocol that the request names has no sessions: its version is a date.
+/// Whether a version that the request names has no sessions.
 fn is_sessionless(headers: &HeaderMap) -> bool {
-    let is_date = |version: &[u8]| {
-        let mut bytes = version.iter().enumerate();
-        version.len() == WITHOUT_SESSIONS.len()
-            && bytes.all(|(at, byte)| match at {
-                4 | 7 => *byte == b'-',
-                _ => byte.is_ascii_digit(),
-            })
-    };
     let mut versions = headers.get_all(PROTOCOL_VERSION).iter();
-    versions.any(|version| is_date(version.as_bytes()) && version.as_bytes() >= WITHOUT_SESSIONS)
+    versions.any(is_without_sessions)
+}
+
+/// Whether the request cannot be an `initialize`, of which servers make a session whatever version its
+/// header names.
+///
+/// From the first version without sessions on, a request has to say its method in a header (MCP
+/// 2026-07-28, *Transports*), and a server refuses one whose body says another.
+fn is_no_initialize(headers: &HeaderMap) -> bool {
+    let is_other =
+        |method: &[u8]| !method.is_empty() && !method.eq_ignore_ascii_case(b"initialize");
+    only(headers, &PROTOCOL_VERSION).is_some_and(is_without_sessions)
+        && only(headers, &METHOD).is_some_and(|method| is_other(method.as_bytes()))
+}
+
+/// The value of `name`, where it is on one line.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut lines = headers.get_all(name).iter();
+    let first = lines.next()?;
+    lines.next().is_none().then_some(first)
+}
+
+/// Whether `version`, which is a date, is of a protocol without sessions.
+fn is_without_sessions(version: &HeaderValue) -> bool {
+    let version = version.as_bytes();
+    let mut bytes = version.iter().enumerate();
+    let is_date = version.len() == WITHOUT_SESSIONS.len()
+        && bytes.all(|(at, byte)| match at {
+            4 | 7 => *byte == b'-',
+            _ => byte.is_ascii_digit(),
+        });
+    is_date && version >= WITHOUT_SESSIONS
 }
