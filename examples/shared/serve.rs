@@ -2,7 +2,11 @@
 
 use std::{convert::Infallible, io, net::SocketAddr};
 
-use axum::{Router, body::Body, serve::ListenerExt};
+use axum::{
+    Router,
+    body::Body,
+    serve::{Listener, ListenerExt},
+};
 use bytes::Bytes;
 use http::{HeaderName, Request, Response, uri::Scheme};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
