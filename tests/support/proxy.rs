@@ -795,6 +795,7 @@ impl Caller {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "for the callers")]
 pub fn request(method: &str, params: Value) -> ClientRequest {
     serde_json::from_value(json!({ "method": method, "params": params })).unwrap()
 }
