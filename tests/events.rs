@@ -343,3 +343,35 @@ async fn a_rejected_message_says_why_and_an_internal_forward_whether_it_is_belie
         assert_eq!(scoped(path, lines, body).await, expected);
     }
 }
+
+#[cfg(feature = "hmac")]
+#[tokio::test]
+async fn a_proof_whose_body_nobody_compares_is_told() {
+    let forward = mcp_forward::InternalForward::new([("k1", [7; 32])]).unwrap();
+    let worker = InternalForwardLayer::for_keys(&forward);
+    let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").build();
+    let server_id = server_id.unwrap();
+    let not = "WARN an internal forward is not believed reason=";
+    for (compared, expected) in [
+        (true, "DEBUG forwarded internally".to_owned()),
+        (
+            false,
+            format!("{not}\"the body was not compared; is `ServerIdLayer` inside?\""),
+        ),
+    ] {
+        let mut request = http::Request::post("/servers/s3cret/mcp").body("{\"method\":\"m\"}");
+        forward.sign(request.as_mut().unwrap()).unwrap();
+        let request = request.unwrap().map(Full::<Bytes>::from);
+        let (answer, log) = logged(async {
+            if compared {
+                let stack = worker.layer(server_id.layer(Witness::default()));
+                stack.oneshot(request).await.unwrap().status()
+            } else {
+                let stack = worker.layer(Witness::default());
+                stack.oneshot(request).await.unwrap().status()
+            }
+        })
+        .await;
+        assert_eq!((answer.as_u16(), own(&log)), (200, vec![expected]));
+    }
+}

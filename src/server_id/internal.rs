@@ -15,7 +15,7 @@ use tower::{Layer, Service};
 
 use super::ServerId;
 #[cfg(feature = "hmac")]
-use super::proof::{Claim, InternalForward};
+use super::{claim::Claim, proof::InternalForward};
 use crate::{
     events,
     reply::{self, Rejection},

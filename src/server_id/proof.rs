@@ -12,10 +12,10 @@ use std::{
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, request::Parts};
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
+use sha2::Sha256;
 
 use super::{
+    claim::{Claim, Sha256Digest, digest},
     internal::{Doubt, MARK},
     nonces::{Nonce, Nonces, Unfit},
 };
@@ -45,8 +45,6 @@ const MIN_KEY: usize = 32;
 /// How long the id of a key may be, in bytes.
 const MAX_KEY_ID: usize = 64;
 
-type Sha256Digest = [u8; 32];
-
 /// The keys that the workers of one gateway share, and what was proved with them: a cheap handle.
 ///
 /// A proof holds for one request: its method, path and query, session id and body, within 30 seconds,
@@ -67,16 +65,6 @@ struct Inner {
 struct Key {
     id: String,
     mac: Hmac<Sha256>,
-}
-
-/// A proof that is good but for the body, which nobody has seen yet.
-#[derive(Clone)]
-pub(super) struct Claim(Sha256Digest);
-
-impl Claim {
-    pub(super) fn is_of(&self, body: &[u8]) -> bool {
-        digest(body).ct_eq(&self.0).into()
-    }
 }
 
 impl InternalForward {
@@ -199,7 +187,7 @@ impl InternalForward {
             return Err(Doubt::Worker(WRONG_TIME));
         }
         match self.inner.nonces.insert(mark.nonce) {
-            Ok(()) => Ok(Claim(mark.digest)),
+            Ok(()) => Ok(Claim::new(mark.digest)),
             Err(Unfit::Seen) => Err(Doubt::Outside("it was used before")),
             Err(Unfit::Full) => Err(Doubt::Worker(TOO_MANY)),
         }
@@ -285,10 +273,6 @@ fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
 fn is_key_id(id: &str) -> bool {
     let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
     (1..=MAX_KEY_ID).contains(&id.len()) && id.bytes().all(usual)
-}
-
-fn digest(body: &[u8]) -> Sha256Digest {
-    Sha256::digest(body).into()
 }
 
 /// The only session id, or nothing; `None` where there are several.
