@@ -1,4 +1,4 @@
-// The TypeScript SDK's clients as the caller: does what `plan.py` asks for, and prints what it saw as
+// The TypeScript SDK's clients as the caller: does what `forwarding.py` asks for, and prints what it saw as
 // JSON. The job names the SDK: `sdk` is its first line, `client` its second, which also speaks
 // 2026-07-28. It may not know through which proxy it calls, nor what is right.
 import { createRequire } from "node:module";

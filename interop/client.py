@@ -1,4 +1,4 @@
-"""FastMCP's client as the caller: does what `plan.py` asks for, and prints what it saw as JSON.
+"""FastMCP's client as the caller: does what `forwarding.py` asks for, and prints what it saw as JSON.
 
 It may not know through which proxy it calls, nor what is right.
 """

@@ -23,7 +23,7 @@ class Report:
         self.line("", columns)
 
     def line(self, title, cells):
-        print(f"{title:28}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
+        print(f"{title:32}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
 
     def row(self, title, cells, faults):
         self.line(title, cells)
@@ -54,15 +54,16 @@ def main(examples, names):
             addresses[name] = started.enter_context(it)
         addresses["FastMCP"] = started.enter_context(peer(direct))
         conformance.check(addresses, names, report)
-    with ExitStack() as started:
-        tokens = started.enter_context(authority())
-        direct = started.enter_context(forwarding.upstream(tokens.metadata("direct")))
-        addresses = {"direct": direct}
-        metadata = lambda name: ["--resource-metadata", tokens.metadata(name)]
-        for name, it in proxies(direct, examples, names, forwarding.FLAGS, metadata):
-            addresses[name] = started.enter_context(it)
-        tokens.resources |= {name: f"{address}/mcp" for name, address in addresses.items()}
-        forwarding.check(addresses, tokens, report)
+    for clients, rest in ((forwarding.CLIENTS, []), (forwarding.TO_LEGACY, ["legacy"])):
+        with ExitStack() as started:
+            tokens = started.enter_context(authority())
+            direct = started.enter_context(forwarding.upstream(tokens.metadata("direct"), *rest))
+            addresses = {"direct": direct}
+            metadata = lambda name: ["--resource-metadata", tokens.metadata(name)]
+            for name, it in proxies(direct, examples, names, forwarding.FLAGS, metadata):
+                addresses[name] = started.enter_context(it)
+            tokens.resources |= {name: f"{address}/mcp" for name, address in addresses.items()}
+            forwarding.check(clients, addresses, tokens, report)
     with ExitStack() as started:
         direct = started.enter_context(figures.upstream())
         addresses = {"direct": direct}

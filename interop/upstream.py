@@ -1,6 +1,7 @@
 """FastMCP as the upstream: its one tool answers with the HTTP headers of its own call.
 
-It demands a bearer token on every request, and forgets one that is revoked. It may not know who calls.
+It demands a bearer token on every request, and forgets one that is revoked. With `legacy` it speaks no
+version from 2026-07-28 on. It may not know who calls.
 """
 
 import asyncio
@@ -36,8 +37,8 @@ async def headers(call: str, group: str = "", size: int = 1) -> dict[str, str]:
 class Guard:
     """401 without a bearer token or with one that was revoked, told as `POST /revoke` with it."""
 
-    def __init__(self, app, metadata):
-        self.app = app
+    def __init__(self, app, metadata, legacy):
+        self.app, self.legacy = app, legacy
         self.challenge = f'Bearer realm="upstream", resource_metadata="{metadata}"'
 
     async def __call__(self, scope, receive, send):
@@ -46,6 +47,9 @@ class Guard:
         if scope["path"] == "/revoke":
             revoked.add("Bearer " + (await receive())["body"].decode())
             return await answer(send, 204, [], b"")
+        version = dict(scope["headers"]).get(b"mcp-protocol-version", b"")
+        if self.legacy and version >= b"2026-07-28":
+            return await answer(send, 400, [], b"Bad Request: Unsupported protocol version")
         said = [value.decode() for name, value in scope["headers"] if name == b"authorization"]
         if len(said) == 1 and said[0].startswith("Bearer ") and said[0] not in revoked:
             return await self.app(scope, receive, send)
@@ -60,13 +64,13 @@ async def answer(send, status, names, body):
     await send({"type": "http.response.body", "body": body})
 
 
-def main(metadata):
+def main(metadata, *rest):
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}/mcp", flush=True)
-    app = Guard(server.http_app(path="/mcp"), metadata)
+    app = Guard(server.http_app(path="/mcp"), metadata, "legacy" in rest)
     config = uvicorn.Config(app, log_level="warning", lifespan="on")
     uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
