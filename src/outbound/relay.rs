@@ -86,7 +86,7 @@ static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-"]
 /// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 /// use mcp_forward::{CaptureLayer, Relay, Upstream};
 ///
-/// let search = Upstream::builder("search", "https://search.example/mcp")
+/// let search = Upstream::builder("search", "http://localhost:9000/mcp")
 ///     .allow("x-user-id")
 ///     .build()?;
 /// let client = Client::builder(TokioExecutor::new()).build_http();
@@ -124,7 +124,8 @@ pub struct Relay<C> {
 }
 
 impl<C> Relay<C> {
-    /// Relays to `upstream` through `client`, which must not follow redirects.
+    /// Relays to `upstream` through `client`, which must not follow redirects. hyper-util's
+    /// `build_http()` reaches `http` only; for `https` give it a connector such as hyper-rustls'.
     ///
     /// Its request body is [`outbound::Body`](crate::outbound::Body) of the caller's: build one for
     /// relays, and leave the type of its body to inference. hyper's client wants it `Unpin`, which the

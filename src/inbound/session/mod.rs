@@ -99,7 +99,7 @@ const SESSIONS: usize = 65_536;
 /// |---|---|
 /// | 400 | `mcp-session-id` is on two lines, longer than 256 bytes, or not visible ASCII |
 /// | 401 | [`require_principal`](Self::require_principal), and there is none |
-/// | 404 | the session is unknown, expired or somebody else's: byte for byte the same; `last-event-id` came without a session |
+/// | 404 | the session is unknown, expired, somebody else's, or of another [`ServerId`](crate::ServerId) (`ServerIdLayer` outside): byte for byte the same; `last-event-id` came without a session |
 /// | 500 | [`pin`](Self::pin), and no `CaptureLayer` is around this layer |
 /// | 502 | the service answered with somebody else's session id, with another one than the request's, or with one that nobody could send |
 /// | 503 | the principal has 256 sessions, or there are 65,536; none is ended for it |
@@ -185,6 +185,9 @@ impl<P: Principal> SessionLayer<P> {
 
     /// Answers a POST without a session and without a principal with 401, so that there are no
     /// anonymous sessions.
+    ///
+    /// That 401 names no metadata. Let your authentication, which stands outside, answer it where callers
+    /// are to learn from it where to get a token.
     pub fn require_principal(mut self) -> Self {
         self.policy.require_principal = true;
         self
