@@ -6,6 +6,8 @@
     reason = "tests"
 )]
 
+#[path = "support/proxy.rs"]
+mod proxy;
 mod support;
 
 use std::{
@@ -16,6 +18,8 @@ use std::{
     time::Duration,
 };
 
+use proxy::{Caller, ERAS, Era, Offer, Site};
+use serde_json::json;
 use support::{
     OK, RawUpstream, post, raw,
     refusal::{answer, challenges},
@@ -420,6 +424,223 @@ async fn relay_keeps_a_session_for_its_user() {
     .await;
 }
 
+#[tokio::test]
+async fn gateway_sends_each_upstream_what_its_flags_say() {
+    bounded(async {
+        let github = Site::start("github", Offer::default()).await;
+        let search = Site::start("search", Offer::default()).await;
+        let urls = [
+            format!("github=http://{}/mcp?key=s3cr3t", github.addr),
+            format!("search=http://{}/mcp", search.addr),
+        ];
+        let flags = "--allow x-user --allow search:x-org --bearer github:x-token=authorization \
+                     --set github:x-proxy=s3cr3t:edge=1 --set x-edge=a:b --require github:x-token \
+                     --listen 127.0.0.1:0";
+        let mut flags: Vec<_> = flags.split_whitespace().collect();
+        flags.extend(["--upstream", &urls[0], "--upstream", &urls[1]]);
+        let mut gateway = Server::start("gateway", &flags, "/mcp").await;
+        let lines = [
+            ("x-user", "alice"),
+            ("x-org", "s3cr3t-org"),
+            ("x-token", "s3cr3t-token"),
+            ("cookie", "s3cr3t=1"),
+        ];
+        for era in ERAS {
+            let caller = Caller::with(gateway.addr, era, "alice", &lines).await;
+            let tools = caller.list("tools/list").await;
+            let expected = [
+                "github_whoami",
+                "github_for-alice",
+                "search_whoami",
+                "search_for-alice",
+            ];
+            assert_eq!(tools, expected);
+            let told = caller.call("search_whoami", json!({})).await;
+            assert_eq!(
+                (&told["at"], &told["user"]),
+                (&json!("search"), &json!("alice"))
+            );
+            assert!(github.of("tools/call").is_empty());
+        }
+        for heard in github.heard.all() {
+            assert_eq!(heard.header("x-user"), Some("alice"));
+            assert_eq!(heard.header("authorization"), Some("Bearer s3cr3t-token"));
+            assert_eq!(heard.header("x-proxy"), Some("s3cr3t:edge=1"));
+            assert_eq!(heard.header("x-edge"), Some("a:b"));
+            for name in ["x-org", "x-token", "cookie"] {
+                assert_eq!(heard.header(name), None, "{name} travelled");
+            }
+        }
+        for heard in search.heard.all() {
+            assert_eq!(heard.header("x-user"), Some("alice"));
+            assert_eq!(heard.header("x-org"), Some("s3cr3t-org"));
+            assert_eq!(heard.header("x-edge"), Some("a:b"));
+            for name in ["authorization", "x-proxy", "x-token", "cookie"] {
+                assert_eq!(heard.header(name), None, "{name} travelled");
+            }
+        }
+
+        // The guard stands outside: of whom it refuses, nobody hears.
+        let heard = github.heard.all().len();
+        let elsewhere = post(gateway.addr, "").replace("host: 127.0.0.1", "host: evil.example");
+        assert_eq!(status(&raw(gateway.addr, elsewhere).await), 403);
+        let elsewhere = post(gateway.addr, "").replace("/mcp", "/other");
+        assert_eq!(status(&raw(gateway.addr, elsewhere).await), 404);
+        assert_eq!(github.heard.all().len(), heard);
+
+        gateway.child.kill().await.unwrap();
+        let mut logged = String::new();
+        let stderr = gateway.stderr.get_mut();
+        stderr.read_to_string(&mut logged).await.unwrap();
+        let (_, printed) = gateway.end().await;
+        assert_eq!(printed, "");
+        assert!(!logged.contains("s3cr3t"), "{logged}");
+        assert!(!logged.contains("session_id"), "{logged}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn gateway_with_one_upstream_needs_no_name() {
+    bounded(async {
+        let site = Site::start("site", Offer::default()).await;
+        let url = format!("http://{}/mcp?key=1", site.addr);
+        let flags = [
+            "--listen",
+            "127.0.0.1:0",
+            "--upstream",
+            &url,
+            "--allow",
+            "x-user",
+        ];
+        let gateway = Server::start("gateway", &flags, "/mcp").await;
+        let caller = Caller::open(gateway.addr, Era::Sessions, "alice").await;
+        assert_eq!(caller.call("whoami", json!({})).await["user"], "alice");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn gateway_tells_refusals_and_keeps_a_session_for_its_user() {
+    bounded(async {
+        let site = Site::start("site", Offer::default()).await;
+        let url = format!("site=http://{}/mcp", site.addr);
+        let flags = "--allow x-user --allow-credential authorization --session bind \
+                     --principal-header x-principal --resource-metadata https://me.example/meta \
+                     --listen 127.0.0.1:0 --upstream";
+        let mut flags: Vec<_> = flags.split_whitespace().collect();
+        flags.push(&url);
+        let gateway = Server::start("gateway", &flags, "/mcp").await;
+        let lines = [("x-user", "alice"), ("x-principal", "alice")];
+        let alice = Caller::with(gateway.addr, Era::Sessions, "alice", &lines).await;
+        assert_eq!(alice.call("whoami", json!({})).await["user"], "alice");
+
+        // Whoever else knows the session's id has none of it.
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let call = |principal: &str, session: &str| {
+            let message = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/list" });
+            let request = http.post(format!("http://{}/mcp", gateway.addr));
+            let request = request
+                .header("content-type", "application/json")
+                .header("accept", "application/json, text/event-stream")
+                .header("x-principal", principal)
+                .header("mcp-session-id", session);
+            request.body(message.to_string()).send()
+        };
+        let initialize = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+            "protocolVersion": "2025-11-25", "capabilities": {},
+            "clientInfo": { "name": "raw", "version": "1" },
+        } });
+        let begun = http.post(format!("http://{}/mcp", gateway.addr));
+        let begun = begun
+            .header("content-type", "application/json")
+            .header("accept", "application/json, text/event-stream");
+        let anonymous = begun
+            .try_clone()
+            .unwrap()
+            .body(initialize.to_string())
+            .send();
+        assert_eq!(anonymous.await.unwrap().status(), 401);
+        let begun = begun
+            .header("x-principal", "bob")
+            .body(initialize.to_string());
+        let begun = begun.send().await.unwrap();
+        let session = begun.headers()["mcp-session-id"].to_str().unwrap();
+        assert_eq!(call("mallory", session).await.unwrap().status(), 404);
+        assert_eq!(call("bob", session).await.unwrap().status(), 200);
+
+        site.refuse(Some(http::StatusCode::UNAUTHORIZED));
+        let refused = call("bob", session).await.unwrap();
+        assert_eq!(refused.status(), 401);
+        let challenge = refused.headers()["www-authenticate"].to_str().unwrap();
+        assert!(challenge.contains("https://me.example/meta"), "{challenge}");
+        assert!(!challenge.contains("up.example"), "{challenge}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn gateway_names_every_mistake_and_shows_no_value() {
+    bounded(async {
+        let flags = [
+            ["--upstream", "one=http://localhost/mcp?key=s3cr3t"],
+            ["--upstream", "http://localhost/mcp?key=s3cr3t"],
+            ["--upstream", "two=http://user:s3cr3t@localhost/mcp"],
+            ["--allow", "one:host"],
+            ["--rename", "two:x-no-target"],
+            ["--set", "s3cr3t"],
+            ["--set", "s3cr3t:x-edge=1"],
+            ["--set", "authorization: Bearer s3cr3t=="],
+            ["--require", "one:x-nobody"],
+            ["--allow-host", "a/b"],
+        ];
+        let mut arguments = flags.concat();
+        arguments.push("s3cr3t");
+        let gateway = run("gateway", &arguments).await;
+        let errors = text(&gateway.stderr);
+        assert_eq!(gateway.status.code(), Some(2), "{errors}");
+        assert_eq!(text(&gateway.stdout), "");
+        assert!(!errors.contains("s3cr3t"), "{errors}");
+        for (text, times) in [
+            ("each of several needs a name", 1),
+            ("upstream two: the URL has userinfo", 1),
+            ("upstream one: `host` is never", 1),
+            ("upstream two: --rename", 1),
+            // For each of the three.
+            ("--set: there is no `=`", 3),
+            ("--set: what stands before `:` is no upstream's name", 2),
+            (
+                "upstream one: --require: no other flag forwards `x-nobody`",
+                1,
+            ),
+            ("allowed host 1 is not", 1),
+            ("an argument has no flag", 1),
+        ] {
+            let lines = errors.lines().filter(|line| line.contains(text)).count();
+            assert_eq!(lines, times, "{text}: {errors}");
+        }
+        assert!(errors.lines().all(|line| line.starts_with("error: ")));
+
+        // What can be seen only where the upstreams themselves have no mistake.
+        let flags = "--upstream one=http://localhost:1/mcp --upstream two=http://localhost:2/mcp \
+                     --allow-credential authorization";
+        let flags: Vec<_> = flags.split_whitespace().collect();
+        let gateway = run("gateway", &flags).await;
+        let errors = text(&gateway.stderr);
+        assert_eq!(gateway.status.code(), Some(2), "{errors}");
+        assert!(errors.contains("(--allow-fan-out)"), "{errors}");
+        let flags = "--upstream one=http://localhost:1/mcp --upstream one=http://localhost:2/mcp";
+        let flags: Vec<_> = flags.split_whitespace().collect();
+        let gateway = run("gateway", &flags).await;
+        let errors = text(&gateway.stderr);
+        assert!(
+            errors.contains("two upstreams have the name `one`"),
+            "{errors}"
+        );
+    })
+    .await;
+}
+
 /// A relay with one open request: the task that awaits the answer, and the upstream's socket.
 #[cfg(unix)]
 async fn open_request() -> (
@@ -468,6 +689,35 @@ async fn a_second_ctrl_c_ends_the_relay_at_once() {
         let (status, _) = relay.end().await;
         assert_eq!(status.code(), Some(130));
         assert_eq!(answer.await.unwrap(), "");
+    })
+    .await;
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn ctrl_c_ends_the_gateway_after_the_open_request() {
+    bounded(async {
+        let site = Site::start("site", Offer::default()).await;
+        let url = format!("http://{}/mcp", site.addr);
+        let flags = [
+            "--listen",
+            "127.0.0.1:0",
+            "--upstream",
+            &url,
+            "--allow",
+            "x-user",
+        ];
+        let mut gateway = Server::start("gateway", &flags, "/mcp").await;
+        let caller = Caller::open(gateway.addr, Era::Newest, "alice").await;
+        let call = tokio::spawn(async move { caller.call("hold", json!({})).await });
+        let held = |all: &[String]| all.contains(&"holding alice".to_owned());
+        site.events.wait("call", held).await;
+        gateway.interrupt().await;
+        gateway.logged("ends after the open requests").await;
+        site.release();
+        assert_eq!(call.await.unwrap()["user"], "alice");
+        let (status, printed) = gateway.end().await;
+        assert_eq!((status.code(), printed.as_str()), (Some(0), ""));
     })
     .await;
 }

@@ -106,11 +106,11 @@ pub(crate) async fn serve(
     );
     let listener = TcpListener::bind(listen).await;
     let listener = listener.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+    println!("listening on http://{}/mcp", listener.local_addr()?);
     // An event must not wait for the acknowledgement of the one before it.
     let listener = listener.tap_io(|stream| {
         let _ = stream.set_nodelay(true);
     });
-    println!("listening on http://{}/mcp", listener.local_addr()?);
 
     let interrupt = async {
         let _ = ctrl_c().await;

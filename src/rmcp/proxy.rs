@@ -63,7 +63,8 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// A notification to a server without sessions (`StreamableHttpServerConfig::with_legacy_session_mode`) is
 /// dropped by rmcp. What an upstream says of itself between calls, such as a changed list, reaches a caller only
 /// in a front session and from an upstream with sessions, or in answer to `subscriptions/listen` (2026-07-28)
-/// from an upstream that knows it. Tasks and skills are not passed on.
+/// from an upstream that knows it. Tasks, skills and an upstream's notifications of methods that MCP does
+/// not know are not passed on.
 #[derive(Clone)]
 pub struct Proxy {
     upstreams: Arc<[Upstream]>,

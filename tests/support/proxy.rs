@@ -255,6 +255,10 @@ impl Site {
     /// Says something that belongs to no call, in every session.
     pub async fn say(&self, notification: Value) {
         let notification: ServerNotification = serde_json::from_value(notification).unwrap();
+        // A session is ready once its handler was told so, which may be after its first call.
+        let begun = self.of("notifications/initialized").len();
+        let ready = |all: &[String]| all.iter().filter(|it| *it == "initialized").count() >= begun;
+        self.events.wait("session", ready).await;
         let peers = self.peers.lock().unwrap().clone();
         for peer in peers {
             let _ = peer.send_notification(notification.clone()).await;
