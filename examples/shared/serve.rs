@@ -2,11 +2,7 @@
 
 use std::{convert::Infallible, io, net::SocketAddr};
 
-use axum::{
-    Router,
-    body::Body,
-    serve::{Listener, ListenerExt},
-};
+use axum::{Router, body::Body, serve::ListenerExt};
 use bytes::Bytes;
 use http::{HeaderName, Request, Response, uri::Scheme};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
