@@ -608,7 +608,10 @@ async fn no_public_type_prints_it() {
     };
     let p = Probe(vec![rmcp::Factory::builder().http(http())]);
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
-    let p = Probe(vec![rmcp::Factory::builder().http(http()).build().unwrap()]);
+    let factory = rmcp::Factory::builder().http(http()).build().unwrap();
+    let p = Probe(vec![rmcp::Proxy::new([&up], factory.clone()).unwrap()]);
+    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
+    let p = Probe(vec![factory]);
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
     let factory = rmcp::Factory::builder().http(http()).build().unwrap();
     let p = Probe(vec![rmcp::Proxy::new([&up], factory).unwrap()]);

@@ -279,3 +279,43 @@ async fn where_none_answers_and_one_refuses_the_caller_is_refused() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_owner_of_a_resource_may_be_one_that_did_not_say() {
+    bounded(async {
+        let resources = vec!["file:///r"];
+        let offer = Offer {
+            resources,
+            ..Offer::default()
+        };
+        let first = Site::start("first", offer).await;
+        let site = Site::start("third", Offer::default()).await;
+        let down = second(nobody_listens().await);
+        let addr = front(&[down, upstream(&first)]).await;
+        let refusing = front(&[upstream(&site), upstream(&first)]).await;
+        site.refuse(Some(StatusCode::UNAUTHORIZED));
+        for era in ERAS {
+            let caller = Caller::open(addr, era, "alice").await;
+            let read = caller
+                .ask("resources/read", json!({ "uri": "file:///r" }))
+                .await;
+            assert_eq!(read["contents"][0]["text"], "first alice", "{read}");
+            let read = caller
+                .ask("resources/read", json!({ "uri": "file:///x" }))
+                .await;
+            let message = read["error"]["message"].as_str().unwrap();
+            assert!(message.contains("`second` cannot be reached"), "{read}");
+            // Where it is a refusal, the caller can do something about it.
+            let caller = Caller::open(refusing, era, "alice").await;
+            let read = caller
+                .ask("resources/read", json!({ "uri": "file:///r" }))
+                .await;
+            assert_eq!(read["contents"][0]["text"], "first alice", "{read}");
+            let read = caller
+                .ask("resources/read", json!({ "uri": "file:///x" }))
+                .await;
+            assert!(read["lost"].is_string(), "{read}");
+        }
+    })
+    .await;
+}

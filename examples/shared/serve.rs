@@ -40,9 +40,9 @@ pub(crate) fn https() -> io::Result<HttpsConnector<HttpConnector>> {
     Ok(connector.https_or_http().enable_all_versions().build())
 }
 
-/// By default without what rmcp tells of each session, such as its id.
+/// By default without what rmcp tells of sessions and answers.
 pub(crate) fn log_to_stderr() {
-    let chosen = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,rmcp=warn".to_owned());
+    let chosen = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,rmcp=error".to_owned());
     let logs = tracing_subscriber::fmt().with_env_filter(EnvFilter::builder().parse_lossy(chosen));
     logs.with_writer(io::stderr).init();
 }

@@ -1,6 +1,8 @@
 //! Both ends of a proxy that is built on rmcp, the MCP SDK: the caller in its handlers, and clients
 //! that reach the upstream as the caller. Feature `rmcp`.
 //!
+//! [`Proxy`] is a whole one: a handler that passes everything on. For one of your own:
+//!
 //! ```
 //! use mcp_forward::{ClientFactory, Upstream, rmcp::{ContextExt, Factory}};
 //! use rmcp::{

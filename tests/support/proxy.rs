@@ -619,15 +619,24 @@ pub async fn front(upstreams: &[Upstream]) -> SocketAddr {
 }
 
 pub async fn front_of(upstreams: &[Upstream], proxy: Proxy) -> SocketAddr {
-    let service = StreamableHttpService::new(
+    let app = Router::new().route_service("/mcp", mcp(proxy));
+    listen(layered(upstreams, app)).await
+}
+
+pub fn mcp(proxy: Proxy) -> StreamableHttpService<Proxy, LocalSessionManager> {
+    StreamableHttpService::new(
         move || Ok(proxy.clone()),
         Arc::<LocalSessionManager>::default(),
         StreamableHttpServerConfig::default(),
-    );
-    let app = Router::new()
-        .route_service("/mcp", service)
-        .layer(RefusalLayer::new())
-        .layer(CaptureLayer::for_upstreams(upstreams).build().unwrap());
+    )
+}
+
+pub fn layered(upstreams: &[Upstream], app: Router) -> Router {
+    app.layer(RefusalLayer::new())
+        .layer(CaptureLayer::for_upstreams(upstreams).build().unwrap())
+}
+
+pub async fn listen(app: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     serve(listener, app);
@@ -718,16 +727,10 @@ impl Caller {
     }
 
     pub async fn with(front: SocketAddr, era: Era, name: &str, lines: &[(&str, &str)]) -> Self {
-        let caller = Self::try_with(front, era, name, lines).await;
-        caller.unwrap_or_else(|error| panic!("{name}: {error}"))
+        Self::at(format!("http://{front}/mcp"), era, name, lines).await
     }
 
-    pub async fn try_with(
-        front: SocketAddr,
-        era: Era,
-        name: &str,
-        lines: &[(&str, &str)],
-    ) -> Result<Self, String> {
+    pub async fn at(url: String, era: Era, name: &str, lines: &[(&str, &str)]) -> Self {
         let ears = Ears {
             name: name.to_owned(),
             told: Arc::default(),
@@ -741,7 +744,7 @@ impl Caller {
             let name = HeaderName::try_from(*name).unwrap();
             (name, HeaderValue::from_str(value).unwrap())
         };
-        let config = StreamableHttpClientTransportConfig::with_uri(format!("http://{front}/mcp"))
+        let config = StreamableHttpClientTransportConfig::with_uri(url)
             .max_concurrent_requests(1024)
             .custom_headers(lines.iter().map(line).collect());
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -753,12 +756,13 @@ impl Caller {
             },
         };
         let client = ears.clone().serve_with_lifecycle(transport, lifecycle);
-        let client = client.await.map_err(|error| error.to_string())?;
-        Ok(Self {
+        Self {
             name: name.to_owned(),
             ears,
-            client,
-        })
+            client: client
+                .await
+                .unwrap_or_else(|error| panic!("{name}: {error}")),
+        }
     }
 
     /// The result, or the JSON-RPC error under `error`, or what else went wrong under `lost`.
