@@ -89,6 +89,10 @@ pub(crate) fn not_merged(error: &OutboundError) {
 }
 
 /// The headers `names` are on their way to the upstream.
+#[cfg_attr(
+    not(feature = "tracing"),
+    allow(clippy::needless_pass_by_value, reason = "nothing to tell")
+)]
 pub(crate) fn injected<'a>(upstream: &Upstream, names: impl Iterator<Item = &'a HeaderName>) {
     #[cfg(feature = "tracing")]
     if tracing::enabled!(tracing::Level::DEBUG) {
@@ -159,6 +163,7 @@ pub(crate) fn late(upstream: &Upstream) {
 }
 
 /// A list goes out without what this upstream would have listed.
+#[cfg(feature = "rmcp")]
 pub(crate) fn left_out(upstream: &Upstream) {
     #[cfg(feature = "tracing")]
     tracing::warn!(

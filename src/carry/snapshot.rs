@@ -48,6 +48,7 @@ pub(crate) struct Entry {
 #[derive(Clone)]
 pub(crate) struct SessionKey {
     identity: Arc<dyn Any + Send + Sync>,
+    #[cfg(feature = "rmcp")]
     session: Arc<dyn Any + Send + Sync>,
 }
 

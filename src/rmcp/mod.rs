@@ -28,6 +28,7 @@
 //!         Ok(client.call_tool(request).await?)
 //!     }
 //! }
+//! # let _ = |search, factory| Gateway { search, factory };
 //! ```
 //!
 //! [`Proxy`] is such a gateway, ready made, for any number of upstreams.

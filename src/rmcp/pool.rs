@@ -120,16 +120,20 @@ impl Pool {
             {
                 self.remove(&key, &found).await;
             }
-            let mut is_own = false;
             let connecting = async {
-                is_own = true;
-                self.connect_apart(outbound).await
+                let connected = self.connect_apart(outbound).await;
+                connected.map_err(|error| (error, outbound.clone()))
             };
             let connection = match kept.try_get_with_by_ref(&key, connecting).await {
                 Ok(connection) => connection,
-                // Of somebody else in the session, whose token was another one.
-                Err(error) if !is_own && error.refusal().is_some() => continue,
-                Err(error) => return Err(Error::clone(&error)),
+                Err(failed) => {
+                    let (error, sent) = &*failed;
+                    // Of the same session, but with a token that has been renewed since.
+                    if error.refusal().is_some() && sent != outbound {
+                        continue;
+                    }
+                    return Err(error.clone());
+                }
             };
             if matches!(key, Key::Session(_)) && connection.is_sessionless() {
                 // The upstream turned out to know no sessions: the next turn finds it by its caller.
