@@ -201,12 +201,12 @@ async fn several_lines_are_joined_in_their_order() {
         let server = Server::start(kind).await;
         let upstream = server.builder().rule(Rule::new("x-many").multi());
         let upstream = upstream.build().unwrap();
-        let lines = [("x-many", "b"), ("x-many", "a, c"), ("x-many", "b")];
+        let lines = [("x-many", "b"), ("x-many", "a, c"), ("x-many", "a")];
         let inbound = capture(&[&upstream], lines).await;
         let client = factory().connect_for(&upstream, &inbound).await.unwrap();
         whoami(&client).await;
         for seen in server.seen() {
-            assert_eq!(seen.header("x-many"), Some("b, a, c, b"), "{kind:?}");
+            assert_eq!(seen.header("x-many"), Some("b, a, c, a"), "{kind:?}");
         }
     }
 }

@@ -12,7 +12,7 @@ use rmcp::{
     transport::streamable_http_client::StreamableHttpError,
 };
 
-use super::wire::WireError;
+use super::failure::WireError;
 use crate::{
     carry::Refusal,
     error::{ConnectError, MissingInbound},

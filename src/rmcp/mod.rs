@@ -69,6 +69,7 @@ mod connection;
 mod context;
 mod error;
 mod factory;
+mod failure;
 mod page;
 mod pool;
 mod proxy;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, TryStreamExt};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
+use http::{HeaderName, HeaderValue};
 use rmcp::{
     model::{
         ClientJsonRpcMessage, GetExtensions, JsonRpcMessage, ServerJsonRpcMessage,
@@ -18,16 +18,15 @@ use rmcp::{
     transport::{
         common::client_side_sse::BoxedSseResponse,
         streamable_http_client::{
-            AuthRequiredError, HttpStatusError, StreamableHttpClient, StreamableHttpError,
-            StreamableHttpPostResponse,
+            AuthRequiredError, StreamableHttpClient, StreamableHttpPostResponse,
         },
     },
 };
-
 use tokio_util::sync::CancellationToken;
 
 use super::{
     bridge::{Route, Routes},
+    failure::{Failure, WireError, failure, is_gone},
     streams::Streams,
 };
 use crate::{carry::Refusal, events, outbound::Outbound};
@@ -46,20 +45,6 @@ pub(super) struct Wire {
     streams: Streams,
     closed: CancellationToken,
 }
-
-/// Why the upstream gave no message. No text of the transport's or the upstream's is in it, since
-/// either may quote what was sent.
-#[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum WireError {
-    #[error(transparent)]
-    Refused(Refusal),
-    #[error("the upstream cannot be reached")]
-    Unreachable,
-    #[error("the upstream answered something else than MCP")]
-    Unusable,
-}
-
-type Failure = StreamableHttpError<WireError>;
 
 impl Wire {
     pub(super) fn new(
@@ -293,15 +278,6 @@ impl StreamableHttpClient for Wire {
     }
 }
 
-/// Whether the session of an event stream has ended: MCP 2025-11-25, Streamable HTTP, session
-/// management.
-fn is_gone(error: &StreamableHttpError<reqwest::Error>) -> bool {
-    let StreamableHttpError::Client(error) = error else {
-        return false;
-    };
-    error.status() == Some(StatusCode::NOT_FOUND)
-}
-
 /// The stream of one call's answer, without what the upstream says meanwhile: that goes to the call, in
 /// its order and before the answer. rmcp would tell neither to which call it belongs nor when it came.
 fn tapped(events: BoxedSseResponse, route: Route) -> BoxedSseResponse {
@@ -337,55 +313,4 @@ fn said(data: &str) -> Option<ServerNotification> {
         }),
         _ => None,
     }
-}
-
-/// The one place that reads rmcp's errors for what the upstream said.
-fn failure(outbound: &Outbound, error: StreamableHttpError<reqwest::Error>) -> Failure {
-    use StreamableHttpError as Rmcp;
-    let refused = |status, challenge: Option<&str>| {
-        let challenge = challenge.and_then(|line| HeaderValue::from_str(line).ok());
-        let headers: HeaderMap = challenge
-            .map(|it| (WWW_AUTHENTICATE, it))
-            .into_iter()
-            .collect();
-        outbound.refusal(status, &headers).map(WireError::Refused)
-    };
-    let unusable = Failure::Client(WireError::Unusable);
-    match error {
-        Rmcp::AuthRequired(error) => refused(
-            StatusCode::UNAUTHORIZED,
-            Some(&error.www_authenticate_header),
-        )
-        .map_or(unusable, Failure::Client),
-        Rmcp::InsufficientScope(error) => {
-            refused(StatusCode::FORBIDDEN, Some(&error.www_authenticate_header))
-                .map_or(unusable, Failure::Client)
-        }
-        Rmcp::UnexpectedServerResponse(text) => status(&text)
-            .and_then(|status| refused(status, None))
-            .map_or(unusable, Failure::Client),
-        Rmcp::Client(error) => match error.status() {
-            Some(status) => refused(status, None).map_or(unusable, Failure::Client),
-            None => {
-                events::unreachable(outbound.upstream(), &error);
-                Failure::Client(WireError::Unreachable)
-            }
-        },
-        // rmcp logs what it holds, and `retry-after` is the upstream's text.
-        Rmcp::HttpStatus(error) => Failure::HttpStatus(HttpStatusError::new(error.status, None)),
-        Rmcp::SessionExpired => Failure::SessionExpired,
-        Rmcp::ServerDoesNotSupportSse => Failure::ServerDoesNotSupportSse,
-        Rmcp::ServerDoesNotSupportDeleteSession => Failure::ServerDoesNotSupportDeleteSession,
-        _ => unusable,
-    }
-}
-
-/// The status of an answer without a challenge, which rmcp keeps only as text: `HTTP 401 …`.
-fn status(text: &str) -> Option<StatusCode> {
-    // It may have been a 403; then the caller asks for a new token once in vain.
-    if text == "invalid www-authenticate header value" {
-        return Some(StatusCode::UNAUTHORIZED);
-    }
-    let code = text.strip_prefix("HTTP ")?.get(..3)?;
-    StatusCode::from_bytes(code.as_bytes()).ok()
 }

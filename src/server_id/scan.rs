@@ -48,7 +48,7 @@ impl<'a> Scanner<'a> {
         found
     }
 
-    pub(super) fn expect(&mut self, byte: u8) -> Result<(), Broken> {
+    pub(super) fn require(&mut self, byte: u8) -> Result<(), Broken> {
         self.take(byte).then_some(()).ok_or(Broken::Syntax)
     }
 
@@ -62,7 +62,7 @@ impl<'a> Scanner<'a> {
         &mut self,
         mut member: impl FnMut(&mut Self, Text<'a>) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.expect(b'{')?;
+        self.require(b'{')?;
         if self.take(b'}') {
             return Ok(());
         }
@@ -72,13 +72,13 @@ impl<'a> Scanner<'a> {
             if self.take(b'}') {
                 return Ok(());
             }
-            self.expect(b',')?;
+            self.require(b',')?;
         }
     }
 
     fn key(&mut self) -> Result<Text<'a>, Broken> {
         let key = self.string()?;
-        self.expect(b':')?;
+        self.require(b':')?;
         Ok(key)
     }
 
@@ -181,7 +181,7 @@ impl<'a> Scanner<'a> {
     }
 
     pub(super) fn string(&mut self) -> Result<Text<'a>, Broken> {
-        self.expect(b'"')?;
+        self.require(b'"')?;
         let start = self.at;
         let mut seen = 0;
         let mut is_escaped = false;

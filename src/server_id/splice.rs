@@ -90,7 +90,7 @@ pub(super) fn splice(body: &Bytes, edit: &Edit<'_>) -> Result<Option<Pieces>, Re
             if scanner.take(b']') {
                 break;
             }
-            scanner.expect(b',')?;
+            scanner.require(b',')?;
         }
     } else {
         patches.extend(message(&mut scanner, 0, edit)?);
