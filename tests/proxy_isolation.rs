@@ -22,7 +22,7 @@ const CALLS: usize = if cfg!(debug_assertions) { 50 } else { 200 };
 /// What is wrong with the answer to this caller's `turn`th call.
 async fn mismatch(caller: &Caller, era: Era, turn: usize) -> Option<String> {
     let name = &caller.name;
-    let site = if turn % 2 == 0 { "one" } else { "two" };
+    let site = ["one", "two"][turn % 2];
     let text = format!("{name}-{turn}");
     let (told, expected) = match turn % 10 {
         0 | 1 => {

@@ -804,7 +804,9 @@ impl Caller {
 }
 
 pub fn request(method: &str, params: Value) -> ClientRequest {
-    serde_json::from_value(json!({ "method": method, "params": params })).unwrap()
+    let mut request = json!({ "method": method });
+    request["params"] = params;
+    serde_json::from_value(request).unwrap()
 }
 
 pub fn answer(answer: Result<ServerResult, ServiceError>) -> Value {
