@@ -40,6 +40,16 @@ pub(crate) fn session_created() {
     tracing::debug!("session created");
 }
 
+/// The first session of a layer that is everybody's who has no principal.
+#[cfg(feature = "session")]
+pub(crate) fn anonymous_session() {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        "a session of nobody; if you have authentication, put it outside `SessionLayer`, else all \
+         callers are one"
+    );
+}
+
 /// A request was answered as if its session did not exist. The caller does not learn `reason`.
 #[cfg(feature = "session")]
 pub(crate) fn session_denied(reason: &'static str) {

@@ -33,8 +33,7 @@
 //!
 //! [`Relay`] streams the HTTP exchange to one upstream; no MCP client is needed. [`ForwardLayer`]
 //! goes around any tower HTTP client. [`ClientFactory`] makes any MCP client; a closure is one, and
-//! [`rmcp::Factory`] is one for rmcp. On it stands [`rmcp::Proxy`], a whole MCP server in front of one or
-//! several upstreams.
+//! [`rmcp::Factory`] is one for rmcp, and [`rmcp::Proxy`] a whole gateway.
 //!
 //! # What comes back
 //!

@@ -263,6 +263,42 @@ async fn a_session_is_told_of_without_its_id() {
     );
 }
 
+#[cfg(feature = "session")]
+#[tokio::test]
+async fn the_first_session_of_nobody_is_told_once_a_layer() {
+    let server = RawUpstream::new(|request| {
+        let id = request.all("x-begins").join("");
+        let head = format!("HTTP/1.1 200 OK\r\nmcp-session-id: {id}\r\nconnection: close\r\n");
+        format!("{head}content-length: 0\r\n\r\n").into_bytes()
+    })
+    .await;
+    let up = Upstream::builder("up", server.url("/mcp"));
+    let up = up.allow("x-begins").build().unwrap();
+    let (_, log) = logged(async {
+        for _ in 0..2 {
+            let layer = mcp_forward::SessionLayer::bind_header("x-user").unwrap();
+            for layer in [layer.clone(), layer] {
+                let capture = mcp_forward::CaptureLayer::for_upstreams([&up]).build();
+                let relay = Relay::new(&up, http_client());
+                let addr = serve(capture.unwrap().layer(layer.layer(relay))).await;
+                for lines in [
+                    "x-user: a\r\nx-begins: a\r\n",
+                    "x-begins: b\r\n",
+                    "x-begins: b\r\n",
+                ] {
+                    assert_eq!(status(&raw(addr, post(addr, lines)).await), 200);
+                }
+            }
+        }
+    })
+    .await;
+    let own = own(&log);
+    let told = own.iter().filter(|line| line.starts_with("WARN"));
+    let expected = "WARN a session of nobody; if you have authentication, put it outside \
+                    `SessionLayer`, else all callers are one";
+    assert_eq!(told.collect::<Vec<_>>(), [expected, expected]);
+}
+
 /// What is told of a message on `path` with `lines`, to a worker that believes `x-worker`.
 async fn scoped(path: &str, lines: &str, body: &str) -> Vec<String> {
     let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").build();
@@ -305,5 +341,37 @@ async fn a_rejected_message_says_why_and_an_internal_forward_whether_it_is_belie
         ),
     ] {
         assert_eq!(scoped(path, lines, body).await, expected);
+    }
+}
+
+#[cfg(feature = "hmac")]
+#[tokio::test]
+async fn a_proof_whose_body_nobody_compares_is_told() {
+    let forward = mcp_forward::InternalForward::new([("k1", [7; 32])]).unwrap();
+    let worker = InternalForwardLayer::for_keys(&forward);
+    let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").build();
+    let server_id = server_id.unwrap();
+    let not = "WARN an internal forward is not believed reason=";
+    for (compared, expected) in [
+        (true, "DEBUG forwarded internally".to_owned()),
+        (
+            false,
+            format!("{not}\"the body was not compared; is `ServerIdLayer` inside?\""),
+        ),
+    ] {
+        let mut request = http::Request::post("/servers/s3cret/mcp").body("{\"method\":\"m\"}");
+        forward.sign(request.as_mut().unwrap()).unwrap();
+        let request = request.unwrap().map(Full::<Bytes>::from);
+        let (answer, log) = logged(async {
+            if compared {
+                let stack = worker.layer(server_id.layer(Witness::default()));
+                stack.oneshot(request).await.unwrap().status()
+            } else {
+                let stack = worker.layer(Witness::default());
+                stack.oneshot(request).await.unwrap().status()
+            }
+        })
+        .await;
+        assert_eq!((answer.as_u16(), own(&log)), (200, vec![expected]));
     }
 }

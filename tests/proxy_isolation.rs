@@ -22,7 +22,7 @@ const CALLS: usize = if cfg!(debug_assertions) { 50 } else { 200 };
 /// What is wrong with the answer to this caller's `turn`th call.
 async fn mismatch(caller: &Caller, era: Era, turn: usize) -> Option<String> {
     let name = &caller.name;
-    let site = ["one", "two"][turn % 2];
+    let site = if turn.is_multiple_of(2) { "one" } else { "two" };
     let text = format!("{name}-{turn}");
     let (told, expected) = match turn % 10 {
         0 | 1 => {

@@ -403,36 +403,3 @@ async fn a_report_as_what_an_inner_layer_captured_is_told() {
         assert_eq!(status(&raw(addr, post(addr, lines)).await), 401, "{lines}");
     }
 }
-
-/// The caller cannot send what only the embedder says.
-#[tokio::test]
-async fn an_attested_credential_that_is_missing_is_not_the_callers_fault() {
-    let server = RawUpstream::answering(support::OK).await;
-    let up = Upstream::builder("up", server.url("/mcp"))
-        .rule(Rule::credential("authorization").required())
-        .build()
-        .unwrap();
-    let capture = CaptureLayer::for_upstreams([&up])
-        .attest("authorization", |_| None)
-        .build()
-        .unwrap();
-    let layers = ServiceBuilder::new()
-        .layer(capture)
-        .layer(RefusalLayer::new());
-    let target = up.clone();
-    let handler = service_fn(move |_: Request<Incoming>| {
-        let target = target.clone();
-        async move {
-            assert!(call(&target).await.is_err());
-            Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
-        }
-    });
-    let relay = serve(layers.clone().service(Relay::new(&up, http_client()))).await;
-    let handler = serve(layers.service(handler)).await;
-    for (addr, expected) in [(relay, 500), (handler, 200)] {
-        let answer = raw(addr, post(addr, "authorization: Bearer alice\r\n")).await;
-        assert_eq!(status(&answer), expected, "{answer}");
-        assert!(challenges(&answer).is_empty());
-    }
-    assert!(server.requests().is_empty());
-}

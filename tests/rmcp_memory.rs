@@ -202,5 +202,8 @@ fn kept_connections_to_2026_07_28_do_not_grow_with_the_callers() {
 #[test]
 fn nothing_stays_where_nothing_is_kept() {
     let factory = builder().fresh().build().unwrap();
-    assert_bounded(grown(false, &factory, 0));
+    let (few, more) = grown(false, &factory, 0);
+    println!("{few} bytes after {FEW} callers, {more} more after {MANY}");
+    // So little stays that what the HTTP client lets go of shows.
+    assert!(few > 0 && more * 10 <= few, "{few} and {more}");
 }

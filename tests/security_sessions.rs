@@ -24,9 +24,9 @@ use std::{
 };
 
 use http::{HeaderValue, Request, Response, request::Parts};
-use mcp_forward::SessionLayer;
+use mcp_forward::{CaptureLayer, ServerIdLayer, SessionLayer, Upstream};
 use session::{ALICE, ALICE_RENEWED, BOB, CALL, Front, INITIALIZE, STAGES, Stage, front, user};
-use support::{logged, own_error, status};
+use support::{logged, message, own_error, raw, serve, status};
 use tokio::task::JoinSet;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -424,6 +424,47 @@ async fn j20_a_session_of_one_server_at_another() {
         refused(&other, &id, ALICE).await;
         one.check(&id, ALICE, "Bearer alice.1").await;
     }
+}
+
+#[tokio::test]
+async fn a_session_belongs_to_the_server_id_that_it_began_under() {
+    let layer = bound();
+    let upstream = Upstream::builder("up", "http://localhost/mcp");
+    let upstream = upstream.allow_credential("authorization").build().unwrap();
+    let capture = CaptureLayer::for_upstreams([&upstream]).build().unwrap();
+    let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").unscoped_paths(["/mcp"]);
+    let server_id = server_id.build().unwrap();
+    // One SDK's server behind all paths, which by itself serves each session under each of them.
+    let addr = serve(server_id.layer(capture.layer(layer.layer(session::mcp())))).await;
+    let send = async |path: &str, lines: &str, body: &str| {
+        let lines = format!(
+            "{lines}content-type: application/json\r\naccept: application/json, text/event-stream\r\n"
+        );
+        let answer = raw(addr, message(addr, path, &lines, body)).await;
+        let lines = answer.split_inclusive("\r\n");
+        lines
+            .filter(|line| !line.starts_with("date: "))
+            .collect::<String>()
+    };
+    let paths = ["/servers/a/mcp", "/servers/b/mcp", "/mcp"];
+    for begun_at in paths {
+        let begun = send(begun_at, ALICE, INITIALIZE).await;
+        assert_eq!(status(&begun), 200, "{begun}");
+        let inside = format!("{ALICE}{}", line(session::id(&begun).unwrap()));
+        let initialized = r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#;
+        assert_eq!(status(&send(begun_at, &inside, initialized).await), 202);
+        let unknown = send(begun_at, &format!("{ALICE}{}", line("unknown")), CALL).await;
+        assert_eq!(status(&unknown), 404);
+        for path in paths {
+            let answer = send(path, &inside, CALL).await;
+            if path == begun_at {
+                assert!(answer.contains("Bearer alice.1"), "{answer}");
+            } else {
+                assert_eq!(answer, unknown, "begun at {begun_at}, used at {path}");
+            }
+        }
+    }
+    assert_eq!((layer.live(), layer.principals()), (3, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

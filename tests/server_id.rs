@@ -481,6 +481,12 @@ async fn nothing_becomes_a_tunnel() {
                 ("", true),
                 ("connection: upgrade\r\nupgrade: websocket\r\n", false),
                 ("upgrade: \r\n", false),
+                ("upgrade: h2c, websocket\r\n", false),
+                // Java's client offers HTTP/2 so on plain HTTP, and means the message all the same.
+                (
+                    "connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AA\r\n",
+                    true,
+                ),
             ] {
                 let body = if method == "GET" {
                     ""

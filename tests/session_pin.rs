@@ -243,10 +243,13 @@ async fn a_401_to_the_frozen_credential_ends_the_session() {
             })
             .await;
             let up = upstream(&server.url("/mcp"));
-            let front = Front::start(&up, &layer, Relay::new(&up, http_client())).await;
+            let relay = RefusalLayer::new().layer(Relay::new(&up, http_client()));
+            let front = Front::start(&up, &layer, relay).await;
             assert_eq!(status(&front.initialize(ALICE).await), 200);
             let refused = front.call("s", ALICE).await;
             assert_eq!(status(&refused), refusal);
+            // Told by the refusal layer.
+            assert_eq!(refused.contains("www-authenticate: Bearer"), refusal == 401);
             assert_eq!(layer.live() == 1, lives);
             // So the client begins anew, with what it has now.
             if !lives {

@@ -99,6 +99,6 @@ impl ServerHandler for Gateway {
     ) -> Result<CallToolResponse, ErrorData> {
         let caller = context.inbound()?;
         let client = self.factory.connect_for(&self.upstream, &caller).await?;
-        Ok(client.call_tool(request).await?)
+        Ok(client.in_call(&context).call_tool(request).await?)
     }
 }

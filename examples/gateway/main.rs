@@ -33,7 +33,8 @@ use upstreams::upstreams;
 /// Serves MCP from one or several servers, with those headers of the caller that flags name.
 ///
 /// No other header travels, except those of MCP's transport itself. NAME, FROM and TO are header
-/// names; every flag that takes one can be repeated, except --admission-header. It is for all
+/// names; every flag that takes one can be repeated, except --admission-header and
+/// --principal-header. It is for all
 /// upstreams, or with an upstream's name and `:` in front, as in `--allow github:x-user-id`, for that one.
 ///
 /// With one upstream, everything has the upstream's own names; with several, tools and prompts are

@@ -23,7 +23,8 @@ use shared::{
 /// Relays MCP over HTTP to one server, with those headers of the caller that flags name.
 ///
 /// No other header travels, except those of MCP's transport itself. NAME, FROM and TO are header
-/// names; every flag that takes one can be repeated, except --admission-header.
+/// names; every flag that takes one can be repeated, except --admission-header and
+/// --principal-header.
 #[derive(Parser)]
 struct Args {
     /// The MCP server, http or https

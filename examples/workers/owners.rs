@@ -1,27 +1,23 @@
 //! Which worker has a session.
 
-/// Says which worker has a session.
-pub(crate) trait Owners {
-    /// The id that callers are given for a session that this worker has made.
-    fn publish(&self, worker: usize, session: &str) -> String;
+use std::net::SocketAddr;
 
-    /// The worker that has a session, and what it calls the session itself.
-    fn owner<'a>(&self, published: &'a str) -> Option<(usize, &'a str)>;
+use tower::BoxError;
+
+/// Says which worker has a session.
+pub(crate) trait Owners: Send + Sync + 'static {
+    /// The id that callers are given for a session that this worker has made.
+    fn publish(&self, session: &str) -> impl Future<Output = Result<String, BoxError>> + Send;
+
+    /// Who has a session; `None` where nobody does.
+    fn owner(
+        &self,
+        published: &str,
+    ) -> impl Future<Output = Result<Option<Owner>, BoxError>> + Send;
 }
 
-/// The id itself says it: `0.1f3c…` is a session of worker 0.
-///
-/// That is no secret and no proof: a session of another worker is asked for at that worker, which
-/// knows its own.
-pub(crate) struct InTheId;
-
-impl Owners for InTheId {
-    fn publish(&self, worker: usize, session: &str) -> String {
-        format!("{worker}.{session}")
-    }
-
-    fn owner<'a>(&self, published: &'a str) -> Option<(usize, &'a str)> {
-        let (worker, session) = published.split_once('.')?;
-        Some((worker.parse().ok()?, session))
-    }
+/// The worker that has a session, and what it calls the session itself.
+pub(crate) struct Owner {
+    pub(crate) worker: SocketAddr,
+    pub(crate) session: String,
 }

@@ -27,7 +27,7 @@ use tower::{BoxError, ServiceExt};
 
 use crate::{
     gateway::{Gateway, gateway},
-    owners::{InTheId, Owners},
+    owners::{Owner, Owners},
 };
 
 pub(crate) const SESSION: &str = "mcp-session-id";
@@ -39,37 +39,54 @@ pub(crate) const TOKEN: &str = "Bearer example";
 pub(crate) const ANSWERED_BY: &str = "x-answered-by";
 pub(crate) const BELIEVED: &str = "x-mark-believed";
 
-struct Worker {
-    number: usize,
-    workers: Vec<SocketAddr>,
+/// What a worker is told at its start.
+pub(crate) struct Told {
+    pub(crate) number: usize,
+    /// Where this worker listens.
+    pub(crate) addr: SocketAddr,
+    /// Where all do that are there by then.
+    pub(crate) workers: Vec<SocketAddr>,
+    /// Where owners are written down, if they are.
+    pub(crate) store: String,
+}
+
+struct Worker<O> {
+    told: Told,
     forward: InternalForward,
     gateway: Gateway,
-    owners: InTheId,
+    owners: O,
     client: Client<HttpConnector, Full<Bytes>>,
 }
 
-/// Tells where it listens, is told its number, its key and all workers, and serves until its stdin
-/// is closed.
-pub(crate) async fn run() -> Result<(), BoxError> {
+/// Tells where it listens, is told the rest, and serves until its stdin is closed.
+pub(crate) async fn run<O: Owners>(
+    owners: impl AsyncFnOnce(&Told) -> Result<O, BoxError>,
+) -> Result<(), BoxError> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    println!("{}", listener.local_addr()?);
+    let addr = listener.local_addr()?;
+    println!("{addr}");
     let mut stdin = BufReader::new(tokio::io::stdin()).lines();
-    let told = stdin.next_line().await?.ok_or("nothing was told")?;
-    let told: Value = serde_json::from_str(&told)?;
-    let key: Vec<u8> = serde_json::from_value(told["key"].clone())?;
+    let line = stdin.next_line().await?.ok_or("nothing was told")?;
+    let line: Value = serde_json::from_str(&line)?;
+    let key: Vec<u8> = serde_json::from_value(line["key"].clone())?;
     let forward = InternalForward::new([("example", key)])?;
+    let told = Told {
+        number: serde_json::from_value(line["number"].clone())?,
+        addr,
+        workers: serde_json::from_value(line["workers"].clone())?,
+        store: serde_json::from_value(line["store"].clone())?,
+    };
     let worker = Arc::new(Worker {
-        number: serde_json::from_value(told["number"].clone())?,
-        workers: serde_json::from_value(told["workers"].clone())?,
+        owners: owners(&told).await?,
+        told,
         forward: forward.clone(),
         gateway: gateway(),
-        owners: InTheId,
         client: Client::builder(TokioExecutor::new()).build_http(),
     });
     let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").unscoped_paths(["/mcp"]);
     let app = Router::new()
-        .route("/servers/{server_id}/mcp", any(serve))
-        .route("/mcp", any(serve))
+        .route("/servers/{server_id}/mcp", any(serve::<O>))
+        .route("/mcp", any(serve::<O>))
         .with_state(worker)
         .layer(server_id.build()?)
         .layer(from_fn(authenticate))
@@ -90,28 +107,34 @@ async fn authenticate(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-async fn serve(State(worker): State<Arc<Worker>>, request: Request) -> Response {
+async fn serve<O: Owners>(State(worker): State<Arc<Worker<O>>>, request: Request) -> Response {
     let is_forwarded = request.extensions().get::<ForwardedInternally>().is_some();
-    let session = request.headers().get(SESSION);
-    let session = session.and_then(|session| session.to_str().ok());
-    let owner = session.and_then(|session| worker.owners.owner(session));
-    match owner.map(|(owner, session)| (owner, session.to_owned())) {
-        Some((owner, _)) if owner != worker.number && !is_forwarded => {
-            let passed_on = worker.pass_on(owner, request).await;
-            passed_on.unwrap_or_else(|_| StatusCode::BAD_GATEWAY.into_response())
-        }
-        owner => {
-            let session = owner.map(|(_, session)| session);
-            worker.answer(session, request, is_forwarded).await
-        }
-    }
+    let served = worker.serve(request, is_forwarded).await;
+    served.unwrap_or_else(|_| StatusCode::BAD_GATEWAY.into_response())
 }
 
-impl Worker {
+impl<O: Owners> Worker<O> {
+    async fn serve(&self, request: Request, is_forwarded: bool) -> Result<Response, BoxError> {
+        let session = request.headers().get(SESSION);
+        let session = session.and_then(|session| session.to_str().ok());
+        let owner = match session {
+            Some(session) => self.owners.owner(session).await?,
+            None => None,
+        };
+        match owner {
+            Some(Owner { worker, .. }) if worker != self.told.addr && !is_forwarded => {
+                self.pass_on(worker, request).await
+            }
+            owner => {
+                let session = owner.map(|owner| owner.session);
+                self.answer(session, request, is_forwarded).await
+            }
+        }
+    }
+
     /// Sends a request to the worker that has its session: to the same path, with a proof, and with
     /// the caller's own token.
-    async fn pass_on(&self, owner: usize, request: Request) -> Result<Response, BoxError> {
-        let peer = self.workers.get(owner).ok_or("there is no such worker")?;
+    async fn pass_on(&self, peer: SocketAddr, request: Request) -> Result<Response, BoxError> {
         let (mut parts, body) = request.into_parts();
         let target = parts
             .uri
@@ -125,8 +148,15 @@ impl Worker {
         let body = body.collect().await?.to_bytes();
         let mut request = Request::from_parts(parts, body);
         self.forward.sign(&mut request)?;
-        let response = self.client.request(request.map(Full::new)).await?;
-        Ok(response.map(Body::new))
+        match self.client.request(request.map(Full::new)).await {
+            Ok(response) => Ok(response.map(Body::new)),
+            // It is gone, and its sessions with it: the caller begins a new one.
+            Err(error) if error.is_connect() => {
+                let answered_by = [(ANSWERED_BY, self.told.number.to_string())];
+                Ok((StatusCode::NOT_FOUND, answered_by).into_response())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The gateway's own answer; `session` is what it calls the session.
@@ -135,7 +165,7 @@ impl Worker {
         session: Option<String>,
         mut request: Request,
         is_forwarded: bool,
-    ) -> Response {
+    ) -> Result<Response, BoxError> {
         if let Some(session) = session.and_then(|session| session.try_into().ok()) {
             request.headers_mut().insert(SESSION, session);
         }
@@ -145,14 +175,14 @@ impl Worker {
         let session = headers
             .get(SESSION)
             .and_then(|session| session.to_str().ok());
-        let published = session.map(|session| self.owners.publish(self.number, session));
-        if let Some(published) = published.and_then(|published| published.try_into().ok()) {
-            headers.insert(SESSION, published);
+        if let Some(session) = session {
+            let published = self.owners.publish(session).await?;
+            headers.insert(SESSION, published.try_into()?);
         }
-        headers.insert(ANSWERED_BY, HeaderValue::from(self.number));
+        headers.insert(ANSWERED_BY, HeaderValue::from(self.told.number));
         if is_forwarded {
             headers.insert(BELIEVED, HeaderValue::from_static("yes"));
         }
-        response
+        Ok(response)
     }
 }

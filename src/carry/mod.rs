@@ -22,7 +22,7 @@ use pin_project_lite::pin_project;
 pub use refusal::Refusal;
 pub(crate) use refusal::{Fault, Refused, Relayed, Slot};
 pub use snapshot::Inbound;
-pub(crate) use snapshot::{Captured, Entry, SessionKey, compact};
+pub(crate) use snapshot::{Entry, SessionKey, compact};
 
 thread_local! {
     static CURRENT: Cell<Scope> = const { Cell::new(None) };

@@ -24,19 +24,12 @@ use super::refusal::{Refusal, Slot};
 #[derive(Clone, Default)]
 pub struct Inbound {
     /// The names that were looked for; `None` where nobody looked.
-    captured: Option<Arc<Captured>>,
+    captured: Option<Arc<[HeaderName]>>,
     /// Whether a caller may be behind this of whom nothing was captured.
     unknown: bool,
     snapshot: Option<Arc<[Entry]>>,
     slot: Option<Slot>,
     session: Option<SessionKey>,
-}
-
-/// What a capture layer looks for.
-pub(crate) struct Captured {
-    pub(crate) names: Vec<HeaderName>,
-    /// Those for which the embedder vouches, and not the caller.
-    pub(crate) attested: Vec<HeaderName>,
 }
 
 /// One line that was found.
@@ -110,8 +103,8 @@ impl Inbound {
         }
     }
 
-    /// What was found of `captured`.
-    pub(crate) fn new(captured: Arc<Captured>, snapshot: Option<Arc<[Entry]>>) -> Self {
+    /// What was found under the names of `captured`.
+    pub(crate) fn new(captured: Arc<[HeaderName]>, snapshot: Option<Arc<[Entry]>>) -> Self {
         Self {
             captured: Some(captured),
             snapshot,
@@ -128,14 +121,7 @@ impl Inbound {
     pub(crate) fn knows(&self, name: &HeaderName) -> bool {
         self.captured
             .as_ref()
-            .is_none_or(|captured| captured.names.contains(name))
-    }
-
-    /// Whether the caller cannot help the absence of `name`.
-    pub(crate) fn is_attested(&self, name: &HeaderName) -> bool {
-        self.captured
-            .as_ref()
-            .is_some_and(|captured| captured.attested.contains(name))
+            .is_none_or(|names| names.contains(name))
     }
 
     /// The inbound that was attached to a request's extensions; one without a header where there is
@@ -286,8 +272,7 @@ impl Inbound {
     }
 
     fn names(&self) -> &[HeaderName] {
-        let captured = self.captured.as_ref();
-        captured.map_or(&[], |captured| &captured.names)
+        self.captured.as_deref().unwrap_or_default()
     }
 
     fn lines(&self) -> &[Entry] {

@@ -13,7 +13,7 @@ use http::{
 use smallvec::SmallVec;
 
 use crate::{
-    carry::{Captured, Entry, Inbound},
+    carry::{Entry, Inbound},
     reply::Rejection,
     rules::names,
 };
@@ -56,8 +56,8 @@ impl Source {
 
 /// Reads the same names from every request.
 pub(super) struct Reader {
-    captured: Arc<Captured>,
-    /// How each of the names is read.
+    names: Arc<[HeaderName]>,
+    /// How each of `names` is read.
     sources: Vec<Source>,
     max_value: usize,
     max_total: usize,
@@ -68,7 +68,7 @@ pub(super) struct Reader {
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader")
-            .field("names", &self.names())
+            .field("names", &self.names)
             .finish_non_exhaustive()
     }
 }
@@ -80,12 +80,9 @@ impl Reader {
         max_total: usize,
         always_attaches: bool,
     ) -> Self {
-        let (names, sources): (Vec<_>, Vec<_>) = sources.into_values().unzip();
-        let read = names.iter().zip(&sources);
-        let attested = read.filter(|(_, source)| matches!(source, Source::Attested(_)));
-        let attested = attested.map(|(name, _)| HeaderName::clone(name)).collect();
+        let (names, sources): (Vec<_>, _) = sources.into_values().unzip();
         Self {
-            captured: Arc::new(Captured { names, attested }),
+            names: names.into(),
             sources,
             max_value,
             max_total,
@@ -98,7 +95,7 @@ impl Reader {
     }
 
     pub(super) fn names(&self) -> &[HeaderName] {
-        &self.captured.names
+        &self.names
     }
 
     /// What `headers` say, in which the values are sensitive from here on; or the answer to them.
@@ -111,15 +108,16 @@ impl Reader {
             total: 0,
             max_total: self.max_total,
         };
-        for (index, (name, source)) in self.names().iter().zip(&self.sources).enumerate() {
+        for (index, (name, source)) in self.names.iter().zip(&self.sources).enumerate() {
             self.read_name(index, name, source, headers, &mut found)?;
         }
-        Ok(Inbound::new(Arc::clone(&self.captured), found.snapshot()))
+        Ok(Inbound::new(Arc::clone(&self.names), found.snapshot()))
     }
 
     /// Whether any header is the embedder's to say.
     pub(super) fn attests(&self) -> bool {
-        !self.captured.attested.is_empty()
+        let mut sources = self.sources.iter();
+        sources.any(|source| matches!(source, Source::Attested(_)))
     }
 
     /// RFC 9110 section 7.6.1 makes every header that `Connection` lists one of this hop only.
@@ -133,7 +131,7 @@ impl Reader {
             };
             let tokens = line.split(',').map(str::trim);
             for token in tokens.filter(|token| !token.is_empty()) {
-                let mut names = self.names().iter();
+                let mut names = self.names.iter();
                 if let Some(name) = names.find(|name| token.eq_ignore_ascii_case(name.as_str())) {
                     return Err(bad_request(format!(
                         "`connection` lists `{name}`; remove it from there"
@@ -159,7 +157,7 @@ impl Reader {
         // All are asked before any is written, so that each sees the request as it came.
         let mut values = Vec::new();
         let mut total = 0;
-        for (name, source) in self.names().iter().zip(&self.sources) {
+        for (name, source) in self.names.iter().zip(&self.sources) {
             if let Source::Attested(attest) = source {
                 let value = attest(&parts).filter(|value| !value.is_empty());
                 total += value.as_ref().map_or(0, |value| value.len());

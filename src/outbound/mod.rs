@@ -252,30 +252,18 @@ fn fault(upstream: &Upstream, has_credential: bool) -> Fault {
 /// Tells the log; and the caller, if it was their credential that did not come.
 fn not_merged(upstream: &Upstream, inbound: Option<&Inbound>, error: &OutboundError) {
     events::not_merged(error);
-    if let (Some(inbound), Some(refusal)) = (inbound, missing(upstream, inbound, error)) {
+    if let (Some(inbound), Some(refusal)) = (inbound, missing(upstream, error)) {
         inbound.report(refusal);
     }
 }
 
 /// The refusal to expect of an upstream that was not asked, because the caller's credential is
 /// missing.
-fn missing(
-    upstream: &Upstream,
-    inbound: Option<&Inbound>,
-    error: &OutboundError,
-) -> Option<Refusal> {
-    let source = error.header()?;
-    let is_credential = |rule: &CompiledRule| rule.credential && rule.source == *source;
-    let is_missing = error.kind() == Kind::Missing
-        && !is_unattested(inbound, error)
-        && upstream.rules().iter().any(is_credential);
+fn missing(upstream: &Upstream, error: &OutboundError) -> Option<Refusal> {
+    let is_credential =
+        |rule: &CompiledRule| rule.credential && Some(&rule.source) == error.header();
+    let is_missing = error.kind() == Kind::Missing && upstream.rules().iter().any(is_credential);
     is_missing.then(|| Refusal::missing(upstream.name()))
-}
-
-/// Whether what is missing was the embedder's to say: the caller cannot help it.
-fn is_unattested(inbound: Option<&Inbound>, error: &OutboundError) -> bool {
-    let named = inbound.zip(error.header());
-    error.kind() == Kind::Missing && named.is_some_and(|(inbound, name)| inbound.is_attested(name))
 }
 
 /// Removes what stands under the upstream's names, and makes room for what will.

@@ -18,7 +18,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Timeout;
 use tower::{BoxError, Service, util::Oneshot};
 
-use super::{Body, Merged, is_unattested, merge_into, missing};
+use super::{Body, Merged, merge_into, missing};
 use crate::{
     carry::{Inbound, Refusal, Refused, Relayed},
     error::{OutboundError, OutboundErrorKind},
@@ -86,7 +86,7 @@ static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-"]
 /// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 /// use mcp_forward::{CaptureLayer, Relay, Upstream};
 ///
-/// let search = Upstream::builder("search", "https://search.example/mcp")
+/// let search = Upstream::builder("search", "http://localhost:9000/mcp")
 ///     .allow("x-user-id")
 ///     .build()?;
 /// let client = Client::builder(TokioExecutor::new()).build_http();
@@ -107,7 +107,7 @@ static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-"]
 /// | 400, 401 | a required header is missing; 401 with a challenge where it is `authorization` |
 /// | 400, 403 | the guard refused: [`OriginGuardLayer`] |
 /// | 405 | the method is none of POST, GET and DELETE |
-/// | 500 | no inbound is known, or not for this upstream: a `CaptureLayer` outside is wrong or missing; a required header is missing that is [attested](crate::inbound::CaptureBuilder::attest) |
+/// | 500 | no inbound is known, or not for this upstream: a `CaptureLayer` outside is wrong or missing |
 /// | 502 | the upstream cannot be reached, or answered 1xx, 3xx or 407 |
 /// | 504 | no head of an answer came in time |
 ///
@@ -124,7 +124,8 @@ pub struct Relay<C> {
 }
 
 impl<C> Relay<C> {
-    /// Relays to `upstream` through `client`, which must not follow redirects.
+    /// Relays to `upstream` through `client`, which must not follow redirects. hyper-util's
+    /// `build_http()` reaches `http` only; for `https` give it a connector such as hyper-rustls'.
     ///
     /// Its request body is [`outbound::Body`](crate::outbound::Body) of the caller's: build one for
     /// relays, and leave the type of its body to inference. hyper's client wants it `Unpin`, which the
@@ -170,8 +171,8 @@ impl<C> Relay<C> {
         let caller = Inbound::attached(&inbound.extensions).or_else(Inbound::current);
         let merged = merge_into(&self.upstream, caller.as_ref(), &mut headers);
         let merged = merged.map_err(|error| Unsent {
-            rejection: reject(caller.as_ref(), &error),
-            refusal: missing(&self.upstream, caller.as_ref(), &error),
+            rejection: reject(&error),
+            refusal: missing(&self.upstream, &error),
         })?;
 
         let mut outbound = Request::new(Body::new(body));
@@ -231,11 +232,8 @@ fn transport(method: &Method, inbound: &HeaderMap) -> Result<HeaderMap, Rejectio
 }
 
 /// What the caller is told when the headers cannot be merged.
-fn reject(caller: Option<&Inbound>, error: &OutboundError) -> Rejection {
+fn reject(error: &OutboundError) -> Rejection {
     let status = match error.kind() {
-        OutboundErrorKind::Missing if is_unattested(caller, error) => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
         OutboundErrorKind::Missing if error.header() == Some(&AUTHORIZATION) => {
             StatusCode::UNAUTHORIZED
         }

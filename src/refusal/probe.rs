@@ -41,7 +41,7 @@ use crate::{
 /// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 /// use mcp_forward::{CaptureLayer, ProbeLayer, Upstream, outbound};
 ///
-/// let search = Upstream::builder("search", "https://search.example/mcp")
+/// let search = Upstream::builder("search", "http://localhost:9000/mcp")
 ///     .allow_credential("authorization")
 ///     .build()?;
 /// let client = Client::builder(TokioExecutor::new()).build_http::<outbound::Body<Body>>();

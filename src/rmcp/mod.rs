@@ -25,10 +25,16 @@
 //!     ) -> Result<CallToolResponse, ErrorData> {
 //!         let caller = context.inbound()?;
 //!         let client = self.factory.connect_for(&self.search, &caller).await?;
+//!         let client = client.in_call(&context); // progress and logs go to this call
 //!         Ok(client.call_tool(request).await?)
 //!     }
 //! }
 //! ```
+//!
+//! [`Proxy`] is such a gateway, ready made, for any number of upstreams.
+//!
+//! Depend on `rmcp` 3.9 yourself, with its features `server` and `transport-streamable-http-server`. Its
+//! server answers only requests for loopback hosts unless told otherwise (`with_allowed_hosts`).
 //!
 //! rmcp runs each handler in a task of its own, where no inbound is current; [`ContextExt`] finds the
 //! caller in the HTTP request that came with the message.

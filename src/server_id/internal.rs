@@ -15,7 +15,7 @@ use tower::{Layer, Service};
 
 use super::ServerId;
 #[cfg(feature = "hmac")]
-use super::proof::{Claim, InternalForward};
+use super::{claim::Claim, proof::InternalForward};
 use crate::{
     events,
     reply::{self, Rejection},
@@ -66,6 +66,10 @@ impl<F: Fn(&Parts) -> bool + Send + Sync> VerifyPeer for F {
 /// Put it outside your authentication and outside [`ServerIdLayer`](crate::ServerIdLayer), which
 /// compares the body with the proof before the mark counts. The other way round, a request with the
 /// header is answered with **500**.
+///
+/// A proof that a worker made, but at another time by this worker's clock, or while
+/// [too many](crate::InternalForward) are remembered, is answered with **503**: as if from outside,
+/// the request could be passed on in circles.
 #[derive(Clone)]
 #[must_use = "a layer works once it is put around a service"]
 pub struct InternalForwardLayer {
@@ -77,6 +81,21 @@ enum Verifier {
     #[cfg(feature = "hmac")]
     Proof(InternalForward),
     Peer(Arc<dyn VerifyPeer>),
+}
+
+/// Why a mark is not believed.
+pub(super) enum Doubt {
+    /// Anybody could have sent it.
+    Outside(&'static str),
+    /// A worker sent it. As if from outside, the request could be passed on in circles.
+    #[cfg(feature = "hmac")]
+    Worker(Rejection),
+}
+
+impl From<&'static str> for Doubt {
+    fn from(reason: &'static str) -> Self {
+        Self::Outside(reason)
+    }
 }
 
 impl InternalForwardLayer {
@@ -114,7 +133,7 @@ impl InternalForwardLayer {
         not(feature = "hmac"),
         expect(unused_variables, reason = "no value proves anything")
     )]
-    fn verify(&self, parts: &mut Parts, mark: &HeaderValue) -> Result<(), &'static str> {
+    fn verify(&self, parts: &mut Parts, mark: &HeaderValue) -> Result<(), Doubt> {
         match &self.verifier {
             #[cfg(feature = "hmac")]
             Verifier::Proof(forward) => {
@@ -122,7 +141,7 @@ impl InternalForwardLayer {
                 parts.extensions.insert(claim);
             }
             Verifier::Peer(verifier) if verifier.is_peer(parts) => believe(&mut parts.extensions),
-            Verifier::Peer(_) => return Err("the sender is no worker"),
+            Verifier::Peer(_) => return Err("the sender is no worker".into()),
         }
         Ok(())
     }
@@ -193,22 +212,20 @@ where
         }
         if request.headers().contains_key(MARK) {
             if request.extensions().get::<ServerId>().is_some() {
-                events::rejected("internal forward", &WRONG_ORDER);
-                return InternalForwardingFuture {
-                    state: State::Rejected {
-                        rejection: WRONG_ORDER,
-                    },
-                };
+                return rejected(WRONG_ORDER);
             }
             let (mut parts, body) = request.into_parts();
             let mut marks = parts.headers.get_all(MARK).iter().cloned();
             let only = marks.next().filter(|_| marks.next().is_none());
             parts.headers.remove(MARK);
             let verified = only
-                .ok_or("it is on several lines")
+                .ok_or("it is on several lines".into())
                 .and_then(|mark| self.layer.verify(&mut parts, &mark));
-            if let Err(reason) = verified {
-                events::internal_forward(Err(reason));
+            match verified {
+                Ok(()) => {}
+                Err(Doubt::Outside(reason)) => events::internal_forward(Err(reason)),
+                #[cfg(feature = "hmac")]
+                Err(Doubt::Worker(rejection)) => return rejected(rejection),
             }
             request = Request::from_parts(parts, body);
         }
@@ -235,6 +252,13 @@ pin_project! {
     enum State<F> {
         Inner { #[pin] future: F },
         Rejected { rejection: Rejection },
+    }
+}
+
+fn rejected<F>(rejection: Rejection) -> InternalForwardingFuture<F> {
+    events::rejected("internal forward", &rejection);
+    InternalForwardingFuture {
+        state: State::Rejected { rejection },
     }
 }
 

@@ -45,7 +45,7 @@ type ReadPath = Arc<dyn Fn(&Parts) -> &str + Send + Sync>;
 /// | 400 | -32602 | `params` of a request is an array or a scalar |
 /// | 400 | -32600 | it is nested deeper than 128; it is a batch, unless [accepted](ServerIdBuilder::accept_batches) |
 /// | 400 | -32600 | the body ended early |
-/// | 400 | -32600 | the method is CONNECT, or there is an `upgrade` header: what comes after it is no message of this request |
+/// | 400 | -32600 | the method is CONNECT, or there is an `upgrade` to another protocol than `h2c`: what comes after it is no message of this request |
 /// | 404 | -32600 | the path is neither of the template nor [unscoped](ServerIdBuilder::unscoped_paths); or its id has a malformed escape, is not UTF-8, empty, `.`, `..`, longer than 256 bytes, or has `/`, `\`, `%`, control or bidi-control characters |
 /// | 413 | -32600 | the body is longer than 4 MiB; a batch has more than 1,024 messages |
 /// | 415 | -32600 | it has a `content-encoding`; `content-type` is on two lines, or names a `charset` other than `utf-8`: readers that decode by it would find another message |

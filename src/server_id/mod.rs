@@ -8,6 +8,8 @@
 // upstreams.
 
 mod body;
+#[cfg(feature = "hmac")]
+mod claim;
 pub(crate) mod internal;
 pub(crate) mod layer;
 #[cfg(feature = "hmac")]

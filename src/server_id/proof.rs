@@ -11,15 +11,27 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, request::Parts};
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, request::Parts};
+use sha2::Sha256;
 
 use super::{
-    internal::MARK,
+    claim::{Claim, Sha256Digest, digest},
+    internal::{Doubt, MARK},
     nonces::{Nonce, Nonces, Unfit},
 };
-use crate::error::{BuildError, Mistake, MistakeKind, SignError, SignErrorKind};
+use crate::{
+    error::{BuildError, Mistake, MistakeKind, SignError, SignErrorKind},
+    reply::Rejection,
+};
+
+const WRONG_TIME: Rejection = Rejection::fixed(
+    StatusCode::SERVICE_UNAVAILABLE,
+    "the request was passed on more than 30 seconds ago, or the workers' clocks differ; set them",
+);
+const TOO_MANY: Rejection = Rejection::fixed(
+    StatusCode::SERVICE_UNAVAILABLE,
+    "too many requests were passed on lately; send it again in a minute",
+);
 
 const VERSION: &str = "v1";
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
@@ -33,14 +45,12 @@ const MIN_KEY: usize = 32;
 /// How long the id of a key may be, in bytes.
 const MAX_KEY_ID: usize = 64;
 
-type Sha256Digest = [u8; 32];
-
 /// The keys that the workers of one gateway share, and what was proved with them: a cheap handle.
 ///
 /// A proof holds for one request: its method, path and query, session id and body, within 30 seconds,
 /// and once at each worker. It does not hold the caller's credentials, which the other worker checks
-/// by itself. Seen proofs are remembered for as long as they would hold, at most 262,144 of them;
-/// beyond, none is believed.
+/// by itself. Seen proofs are remembered for as long as they would hold, at most 262,144 of them; a
+/// request with one more is answered with **503**.
 #[derive(Clone)]
 pub struct InternalForward {
     inner: Arc<Inner>,
@@ -55,16 +65,6 @@ struct Inner {
 struct Key {
     id: String,
     mac: Hmac<Sha256>,
-}
-
-/// A proof that is good but for the body, which nobody has seen yet.
-#[derive(Clone)]
-pub(super) struct Claim(Sha256Digest);
-
-impl Claim {
-    pub(super) fn is_of(&self, body: &[u8]) -> bool {
-        digest(body).ct_eq(&self.0).into()
-    }
 }
 
 impl InternalForward {
@@ -165,15 +165,11 @@ impl InternalForward {
     }
 
     /// Checks everything but the body; or says why it is no proof.
-    pub(super) fn verify(&self, parts: &Parts, mark: &HeaderValue) -> Result<Claim, &'static str> {
+    pub(super) fn verify(&self, parts: &Parts, mark: &HeaderValue) -> Result<Claim, Doubt> {
         let mark = Mark::parse(mark.as_bytes()).ok_or("it has not the shape of a proof")?;
         let session = session(&parts.headers).ok_or("the session id is on several lines")?;
         let key = self.inner.keys.iter().find(|key| key.id == mark.key);
         let key = key.ok_or("its key is unknown")?;
-        let time = mark.time.parse::<u64>();
-        if !time.is_ok_and(|time| now().abs_diff(time) <= MAX_SKEW) {
-            return Err("it is too old, or from a clock that is ahead");
-        }
         let signed = Signed {
             time: mark.time,
             key: mark.key,
@@ -186,10 +182,14 @@ impl InternalForward {
         // In constant time.
         let verified = signed.mac(key).verify_slice(&mark.mac);
         verified.map_err(|_| "it was not made for this request, or not with this key")?;
+        // From here on a worker made it.
+        if now().abs_diff(mark.seconds) > MAX_SKEW {
+            return Err(Doubt::Worker(WRONG_TIME));
+        }
         match self.inner.nonces.insert(mark.nonce) {
-            Ok(()) => Ok(Claim(mark.digest)),
-            Err(Unfit::Seen) => Err("it was used before"),
-            Err(Unfit::Full) => Err("too many were used lately"),
+            Ok(()) => Ok(Claim::new(mark.digest)),
+            Err(Unfit::Seen) => Err(Doubt::Outside("it was used before")),
+            Err(Unfit::Full) => Err(Doubt::Worker(TOO_MANY)),
         }
     }
 }
@@ -236,6 +236,7 @@ impl Signed<'_> {
 /// A mark that has the shape of a proof.
 struct Mark<'a> {
     time: &'a str,
+    seconds: u64,
     key: &'a str,
     nonce: Nonce,
     digest: Sha256Digest,
@@ -246,10 +247,12 @@ impl<'a> Mark<'a> {
     fn parse(mark: &'a [u8]) -> Option<Self> {
         let mut fields = std::str::from_utf8(mark).ok()?.split(';');
         let mut field = |name: &str| fields.next()?.strip_prefix(name);
+        let time = field(VERSION)
+            .filter(|rest| rest.is_empty())
+            .and_then(|_| field("t="))?;
         let read = Self {
-            time: field(VERSION)
-                .filter(|rest| rest.is_empty())
-                .and_then(|_| field("t="))?,
+            time,
+            seconds: time.parse().ok()?,
             key: field("k=")?,
             nonce: bytes(field("n=")?)?,
             digest: bytes(field("d=")?)?,
@@ -272,10 +275,6 @@ fn is_key_id(id: &str) -> bool {
     (1..=MAX_KEY_ID).contains(&id.len()) && id.bytes().all(usual)
 }
 
-fn digest(body: &[u8]) -> Sha256Digest {
-    Sha256::digest(body).into()
-}
-
 /// The only session id, or nothing; `None` where there are several.
 fn session(headers: &HeaderMap) -> Option<&[u8]> {
     let mut lines = headers.get_all(SESSION_ID).iter();
@@ -291,4 +290,32 @@ fn target(uri: &Uri) -> &str {
 fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| now.as_secs())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    /// Here, because to make so many proofs takes long.
+    #[test]
+    fn a_proof_that_nobody_can_remember_is_503() {
+        let forward = InternalForward::new([("k1", [7; 32])]).unwrap();
+        let verify = || {
+            let mut request = Request::post("/servers/a/mcp").body("").unwrap();
+            forward.sign(&mut request).unwrap();
+            let (mut parts, _) = request.into_parts();
+            let mark = parts.headers.remove(MARK).unwrap();
+            forward.verify(&parts, &mark)
+        };
+        let nonces = &forward.inner.nonces;
+        for count in 1..1_u128 << 18 {
+            assert!(nonces.insert(count.to_be_bytes()).is_ok());
+        }
+        assert!(verify().is_ok());
+        let Err(Doubt::Worker(rejection)) = verify() else {
+            unreachable!("one more was remembered, or counts as from outside");
+        };
+        assert!(rejection.to_string().starts_with("503: too many"));
+    }
 }

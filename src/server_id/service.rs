@@ -108,8 +108,7 @@ fn admit(
         Some(server) => parts.extensions.insert(server),
         None => parts.extensions.remove(),
     };
-    // No message in it would be scoped.
-    if parts.method == Method::CONNECT || parts.headers.contains_key(UPGRADE) {
+    if parts.method == Method::CONNECT || is_upgraded(&parts.headers) {
         return Err(TUNNEL);
     }
     if parts.method != Method::POST && body.is_end_stream() {
@@ -123,6 +122,15 @@ fn admit(
         return Err(NOT_UTF8);
     }
     Buffer::new(scope.max_body, &body.size_hint()).map(Some)
+}
+
+/// Whether another protocol is to follow, in which no message would be scoped.
+///
+/// `h2c` does not count: clients offer HTTP/2 so with an ordinary message, which is scoped.
+fn is_upgraded(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(UPGRADE).iter();
+    let mut protocols = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    protocols.any(|protocol| !protocol.trim_ascii().eq_ignore_ascii_case(b"h2c"))
 }
 
 /// Whether every reader takes the body for UTF-8, as JSON is (RFC 8259 section 8.1).

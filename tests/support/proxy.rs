@@ -803,6 +803,7 @@ impl Caller {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "for the callers")]
 pub fn request(method: &str, params: Value) -> ClientRequest {
     let mut request = json!({ "method": method });
     request["params"] = params;

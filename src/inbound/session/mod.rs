@@ -76,7 +76,9 @@ const SESSIONS: usize = 65_536;
 ///
 /// Each request still carries the headers of its own caller, so that a renewed token is used at once;
 /// [`pin`](Self::pin) freezes those of `initialize`. A principal of `None` is *anonymous*: whoever has
-/// none shares its sessions, and nobody else does. In protocol 2026-07-28 and later there are
+/// none shares its sessions, and nobody else does. Where your authentication stands inside this layer, or
+/// the closure finds nothing, that is everybody: the first anonymous session of a layer is told at WARN
+/// (feature `tracing`), and [`require_principal`](Self::require_principal) allows none. In protocol 2026-07-28 and later there are
 /// no sessions: there `mcp-session-id` is checked, and then removed together with `last-event-id`, and the
 /// request is one without a session. Spellings of these headers with `_` for `-` are removed from
 /// every request, since some services take them for the same.
@@ -97,7 +99,7 @@ const SESSIONS: usize = 65_536;
 /// |---|---|
 /// | 400 | `mcp-session-id` is on two lines, longer than 256 bytes, or not visible ASCII |
 /// | 401 | [`require_principal`](Self::require_principal), and there is none |
-/// | 404 | the session is unknown, expired or somebody else's: byte for byte the same; `last-event-id` came without a session |
+/// | 404 | the session is unknown, expired, somebody else's, or of another [`ServerId`](crate::ServerId) (`ServerIdLayer` outside): byte for byte the same; `last-event-id` came without a session |
 /// | 500 | [`pin`](Self::pin), and no `CaptureLayer` is around this layer |
 /// | 502 | the service answered with somebody else's session id, with another one than the request's, or with one that nobody could send |
 /// | 503 | the principal has 256 sessions, or there are 65,536; none is ended for it |
@@ -161,7 +163,12 @@ impl<P: Principal> SessionLayer<P> {
     /// Later requests of the session go on with those, whatever they carry themselves: a renewed
     /// token is *not* used, and whoever begins the session with more rights keeps them for all of the
     /// principal's requests in it. Where an upstream answers 401 to a frozen credential of the
-    /// caller's, the session ends, so that the client initializes anew. For upstreams that hold a session to the token that began it.
+    /// caller's, the session ends, so that the client initializes anew. For upstreams that hold a
+    /// session to the token that began it.
+    ///
+    /// The frozen values are kept as long as the session. They take at most the number of sessions times
+    /// [what may be captured](crate::inbound::CaptureBuilder::max_total): unless set otherwise, 256 times
+    /// 64 KiB for one principal, which is 16 MiB, and 65,536 times 64 KiB for all, which is 4 GiB.
     pub fn pin(mut self) -> Self {
         self.policy.pin = true;
         self
@@ -178,6 +185,9 @@ impl<P: Principal> SessionLayer<P> {
 
     /// Answers a POST without a session and without a principal with 401, so that there are no
     /// anonymous sessions.
+    ///
+    /// That 401 names no metadata. Let your authentication, which stands outside, answer it where callers
+    /// are to learn from it where to get a token.
     pub fn require_principal(mut self) -> Self {
         self.policy.require_principal = true;
         self

@@ -63,6 +63,8 @@ struct State<P> {
     total: usize,
     /// Of the session that was made last.
     serial: u64,
+    /// Whether there has been one of nobody.
+    was_anonymous: bool,
     sweeper: Option<JoinHandle<()>>,
 }
 
@@ -96,6 +98,7 @@ impl<P: Principal> Table<P> {
                 held: HashMap::new(),
                 total: 0,
                 serial: 0,
+                was_anonymous: false,
                 sweeper: None,
             }),
             changed: Arc::default(),
@@ -300,7 +303,10 @@ impl<P: Principal> Permit<P> {
         let mut state = table.state();
         let now = Instant::now();
         let is_foreign = state.is_foreign(id, &owner, now);
+        let mut is_first_anonymous = false;
         if !is_foreign {
+            is_first_anonymous = owner.principal.is_none() && !state.was_anonymous;
+            state.was_anonymous |= is_first_anonymous;
             state.remove(id);
             state.serial += 1;
             let session = Session {
@@ -315,6 +321,9 @@ impl<P: Principal> Permit<P> {
         }
         // Before the permit, whose end wants the table as well.
         drop(state);
+        if is_first_anonymous {
+            events::anonymous_session();
+        }
         !is_foreign
     }
 }
