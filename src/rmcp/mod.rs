@@ -11,6 +11,7 @@
 //!     service::RequestContext,
 //! };
 //!
+//! # #[allow(dead_code, reason = "nobody serves it here")]
 //! struct Gateway {
 //!     search: Upstream,
 //!     factory: Factory,

@@ -56,7 +56,32 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// sees the upstream of that name alone, without prefixes.
 ///
 /// Put [`CaptureLayer`](crate::CaptureLayer) and the refusal layer around the HTTP service that it is
-/// given to.
+/// given to:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use axum::Router;
+/// use mcp_forward::{CaptureLayer, RefusalLayer, Upstream, rmcp::{Factory, Proxy}};
+/// use rmcp::transport::streamable_http_server::{
+///     StreamableHttpService, session::local::LocalSessionManager,
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), mcp_forward::BuildError> {
+/// let github = Upstream::builder("github", "https://github.example/mcp").allow("x-user-id").build()?;
+/// let search = Upstream::builder("search", "https://search.example/mcp").build()?;
+/// let proxy = Proxy::new([&github, &search], Factory::builder().build()?)?;
+/// let sessions = Arc::<LocalSessionManager>::default();
+/// let mcp = StreamableHttpService::new(move || Ok(proxy.clone()), sessions, Default::default());
+/// let app: Router = Router::new()
+///     .route_service("/mcp", mcp)
+///     .layer(RefusalLayer::new())
+///     .layer(CaptureLayer::for_upstreams([&github, &search]).build()?);
+/// # let _ = app;
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # What rmcp cannot pass on
 ///

@@ -805,7 +805,9 @@ impl Caller {
 
 #[allow(clippy::needless_pass_by_value, reason = "for the callers")]
 pub fn request(method: &str, params: Value) -> ClientRequest {
-    serde_json::from_value(json!({ "method": method, "params": params })).unwrap()
+    let mut request = json!({ "method": method });
+    request["params"] = params;
+    serde_json::from_value(request).unwrap()
 }
 
 pub fn answer(answer: Result<ServerResult, ServiceError>) -> Value {
