@@ -22,7 +22,7 @@ const MAX_PARAM: usize = 64;
 type ReadPath = Arc<dyn Fn(&Parts) -> &str + Send + Sync>;
 
 /// Writes the server id of the path into `params.server_id` of every JSON-RPC request and
-/// notification, and as [`ServerId`] into the request's extensions.
+/// notification, and as [`ServerId`](crate::ServerId) into the request's extensions.
 ///
 /// Whatever the caller wrote there is replaced, and every other byte stays as it was. It is the same
 /// for a message from outside and for one that another worker passed on: put it inside
