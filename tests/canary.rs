@@ -613,9 +613,6 @@ async fn no_public_type_prints_it() {
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
     let p = Probe(vec![factory]);
     t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
-    let factory = rmcp::Factory::builder().http(http()).build().unwrap();
-    let p = Probe(vec![rmcp::Proxy::new([&up], factory).unwrap()]);
-    t.row(&p, [p.send(), p.sync(), p.unpin(), p.cloned()], p.shown());
 
     // What is carried.
     let p = Probe(vec![alice.clone(), alice.compact(), Inbound::empty()]);
