@@ -1,9 +1,10 @@
 //! The layers around what is served, and the server itself.
 
-use std::{convert::Infallible, io, net::SocketAddr};
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin};
 
 use axum::{Router, body::Body, serve::ListenerExt};
 use bytes::Bytes;
+use futures_util::poll;
 use http::{HeaderName, Request, Response, uri::Scheme};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -14,7 +15,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use mcp_forward::{CaptureLayer, ProbeLayer, RefusalLayer, Upstream, outbound};
-use tokio::{net::TcpListener, signal::ctrl_c};
+use tokio::{net::TcpListener, signal::ctrl_c, sync::oneshot};
 use tower::{BoxError, Service, ServiceBuilder};
 use tower_http::{sensitive_headers::SetSensitiveRequestHeadersLayer, trace::TraceLayer};
 use tracing_subscriber::filter::EnvFilter;
@@ -108,17 +109,24 @@ pub(crate) async fn serve(
         let _ = stream.set_nodelay(true);
     });
 
-    let interrupt = async {
-        let _ = ctrl_c().await;
-        tracing::info!("ends after the open requests; Ctrl-C again ends at once");
-    };
-    let second_interrupt = async {
+    let (end, told) = oneshot::channel();
+    let interrupts = async {
         ctrl_c().await?;
-        ctrl_c().await
+        // It listens before the log says that it does.
+        let mut again = pin!(ctrl_c());
+        let at_once = poll!(&mut again).is_ready();
+        tracing::info!("ends after the open requests; Ctrl-C again ends at once");
+        let _ = end.send(());
+        if at_once { Ok(()) } else { again.await }
+    };
+    let interrupt = async {
+        if told.await.is_err() {
+            std::future::pending().await
+        }
     };
     let served = axum::serve(listener, app).with_graceful_shutdown(interrupt);
     tokio::select! {
         ended = served.into_future() => Ok(ended?),
-        Ok(()) = second_interrupt => std::process::exit(130),
+        Ok(()) = interrupts => std::process::exit(130),
     }
 }
