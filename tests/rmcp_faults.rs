@@ -491,16 +491,65 @@ async fn an_older_server_that_knows_no_discovery_is_found() {
         server.intercept(move |seen| {
             (seen.rpc() == "server/discover").then(|| answer(status, &[], "what?"))
         });
-        let front = Front::start(Kind::Sessions, &upstream, &factory).await;
-        for token in ["Bearer a", "Bearer b"] {
-            let caller = Caller::open(&front, [("authorization", token)]).await;
-            let answer = caller.call("whoami", json!({})).await;
-            assert_eq!(answer["authorization"], json!([token]), "{status}");
+        for (kind, discovered) in [(Kind::Sessions, 0), (Kind::Newest, 1)] {
+            let front = Front::start(kind, &upstream, &factory).await;
+            server.forget();
+            for token in ["Bearer a", "Bearer b"] {
+                let caller = Caller::open(&front, [("authorization", token)]).await;
+                let answer = caller.call("whoami", json!({})).await;
+                assert_eq!(answer["authorization"], json!([token]), "{status}");
+            }
+            // It is asked for callers without a session, once, and known afterwards.
+            assert_eq!(server.of("server/discover").len(), discovered);
+            assert_eq!(server.of("initialize").len(), 2);
         }
-        // It was asked once, and known afterwards.
-        assert_eq!(server.of("server/discover").len(), 1);
-        assert_eq!(server.of("initialize").len(), 2);
     }
+}
+
+#[tokio::test]
+async fn a_server_that_knows_nothing_older_is_found_from_a_session() {
+    for (status, body) in [(200, ""), (404, "what?"), (405, "")] {
+        let server = Server::start(Kind::NewestOnly).await;
+        let (upstream, factory) = (server.upstream(), factory());
+        server.intercept(move |seen| {
+            (status != 200 && seen.rpc() == "initialize").then(|| answer(status, &[], body))
+        });
+        let front = Front::start(Kind::Sessions, &upstream, &factory).await;
+        let alice = Caller::open(&front, [("authorization", "Bearer a")]).await;
+        for _ in 0..2 {
+            let answer = alice.call("whoami", json!({})).await;
+            assert_eq!(answer["authorization"], json!(["Bearer a"]), "{status}");
+        }
+        let expected = ["initialize", "server/discover", "tools/list", "tools/list"];
+        assert_eq!(server.order()[..4], expected, "{status}");
+        assert_eq!(server.order()[4..], ["tools/call"; 2], "{status}");
+    }
+}
+
+/// The answer to `initialize` is the one that the caller is told.
+#[tokio::test]
+async fn a_handshake_that_fails_with_either_version_fails_as_the_first_did() {
+    let server = Server::start(Kind::Sessions).await;
+    let (upstream, factory) = (server.upstream(), factory());
+    let front = Front::start(Kind::Sessions, &upstream, &factory).await;
+    let alice = front
+        .inbound(&Caller::open(&front, [("authorization", "Bearer a")]).await)
+        .await;
+    server.intercept(|seen| {
+        let error = json!({ "code": -32000, "message": format!("no {}", seen.rpc()) });
+        let error = json!({ "jsonrpc": "2.0", "id": seen.body["id"], "error": error });
+        let lines = [("content-type", "application/json")];
+        Some(answer(200, &lines, error.to_string()))
+    });
+    let error = attempt(&factory, &upstream, &alice).await.unwrap_err();
+    assert_eq!(error.data().unwrap().message, "no initialize");
+    assert_eq!(server.order(), ["initialize", "server/discover"]);
+    server.intercept(|seen| match seen.rpc() {
+        "server/discover" => Some(answer(401, &[("www-authenticate", "Bearer")], "")),
+        _ => Some(answer(404, &[], "")),
+    });
+    let error = attempt(&factory, &upstream, &alice).await.unwrap_err();
+    assert_eq!(error.refusal().unwrap().status(), 401);
 }
 
 #[tokio::test]

@@ -173,6 +173,12 @@ impl Error {
         }
     }
 
+    /// Whether the upstream answered, and neither with what was asked for nor with a refusal.
+    pub(super) fn is_answer(&self) -> bool {
+        use ErrorKind::{Answered, NoCommonVersion, Unusable};
+        matches!(self.kind(), Answered | NoCommonVersion | Unusable)
+    }
+
     /// Whether the connection is of no use any more: for everybody on it.
     pub(super) fn ends_connection(&self) -> bool {
         match &*self.0 {

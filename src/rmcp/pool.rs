@@ -6,7 +6,7 @@ use std::{
     future::ready,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -34,8 +34,8 @@ const MIN_SWEEP: Duration = Duration::from_secs(1);
 pub(super) struct Pool {
     http: reqwest::Client,
     connect_timeout: Duration,
-    /// What the upstream spoke last.
-    spoken: AtomicU8,
+    /// Whether the upstream spoke a version from before 2026-07-28 when it could choose.
+    is_older: AtomicBool,
     /// `None`: each call has its own.
     kept: Option<Cache<Key, Arc<Connection>>>,
 }
@@ -47,15 +47,6 @@ pub(super) enum Key {
     Session(SessionKey),
     /// To whoever sends exactly this.
     Exact(Outbound),
-}
-
-/// The two families of protocol versions.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Spoken {
-    Unknown,
-    Sessions,
-    Sessionless,
 }
 
 /// A connection that was found or made, and its place in the pool.
@@ -91,7 +82,7 @@ impl Pool {
         let pool = Arc::new(Self {
             http,
             connect_timeout,
-            spoken: AtomicU8::new(Spoken::Unknown as u8),
+            is_older: AtomicBool::new(false),
             kept: kept.map(cache),
         });
         if let Some((_, idle)) = kept {
@@ -110,11 +101,11 @@ impl Pool {
                 place: None,
             });
         };
+        let mut key = match outbound.session() {
+            Some(session) => Key::Session(session.clone()),
+            None => Key::Exact(outbound.clone()),
+        };
         for _ in 0..MAX_TURNS {
-            let key = match outbound.session() {
-                Some(session) if !self.is_sessionless() => Key::Session(session.clone()),
-                _ => Key::Exact(outbound.clone()),
-            };
             if let Some(found) = kept.get(&key).await
                 && !found.is_open()
             {
@@ -135,12 +126,9 @@ impl Pool {
                     return Err(error.clone());
                 }
             };
-            if matches!(key, Key::Session(_)) && connection.is_sessionless() {
-                // The upstream turned out to know no sessions: the next turn finds it by its caller.
-                self.remove(&key, &connection).await;
-                if connection.is_of(outbound) {
-                    kept.insert(Key::Exact(outbound.clone()), connection).await;
-                }
+            if connection.is_sessionless() && !connection.is_of(outbound) {
+                // No upstream session keeps it together: a renewed token has a connection of its own.
+                key = Key::Exact(outbound.clone());
                 continue;
             }
             kept.run_pending_tasks().await;
@@ -163,62 +151,69 @@ impl Pool {
         connecting.await.unwrap_or_else(lost)
     }
 
-    /// Chooses the protocol as rmcp's `Auto` does, and remembers it.
     async fn connect(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
-        let nothing = ClientCapabilities::default();
-        let answerable = answerable(outbound.session());
-        if self.spoken.load(Ordering::Relaxed) != Spoken::Sessions as u8 {
+        match outbound.session() {
+            Some(_) => self.connect_in_session(outbound).await,
+            None => self.connect_alone(outbound).await,
+        }
+    }
+
+    /// Begins a session, as the caller did: there is no way in 2026-07-28 for what the caller may say and
+    /// be asked in it. What comes of it tells nothing about the next caller's.
+    async fn connect_in_session(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
+        match self.open(outbound, ClientLifecycleMode::Initialize).await {
+            // It may know nothing from before 2026-07-28.
+            Err(error) if error.is_answer() => {
+                let discover = ClientLifecycleMode::Discover {
+                    preferred_versions: vec![ProtocolVersion::V_2026_07_28],
+                };
+                let discovered = self.open(outbound, discover).await;
+                discovered.map_err(|later| if later.is_answer() { error } else { later })
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Chooses the protocol as rmcp's `Auto` does, and remembers it.
+    async fn connect_alone(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
+        let remember = |outcome: &Result<Arc<Connection>, Error>| {
+            // After an error it may speak something else by now.
+            let is_older = outcome.as_ref().is_ok_and(|it| !it.is_sessionless());
+            self.is_older.store(is_older, Ordering::Relaxed);
+        };
+        if !self.is_older.load(Ordering::Relaxed) {
             let auto = ClientLifecycleMode::Auto {
                 preferred_versions: vec![ProtocolVersion::V_2026_07_28],
                 legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
             };
-            // The first message declares what can be asked, and only its answer tells whether
-            // anything can.
-            match self.open(outbound, nothing.clone(), auto).await {
-                Ok(connection) if connection.is_sessionless() => {
-                    self.remember(Spoken::Sessionless);
-                    return Ok(connection);
-                }
-                Ok(connection) => {
-                    self.remember(Spoken::Sessions);
-                    if answerable == nothing {
-                        return Ok(connection);
-                    }
-                }
+            match self.open(outbound, auto).await {
                 // A server that knows how to discover, and only versions from before that.
                 Err(error) if error.kind() == ErrorKind::NoCommonVersion => {}
-                Err(error) => return Err(error),
+                outcome => {
+                    remember(&outcome);
+                    return outcome;
+                }
             }
         }
-        let initialize = ClientLifecycleMode::Initialize;
-        let outcome = self.open(outbound, answerable, initialize).await;
-        self.remember(match &outcome {
-            Ok(connection) if connection.is_sessionless() => Spoken::Sessionless,
-            Ok(_) => Spoken::Sessions,
-            // It may speak something else by now.
-            Err(_) => Spoken::Unknown,
-        });
+        let outcome = self.open(outbound, ClientLifecycleMode::Initialize).await;
+        remember(&outcome);
         outcome
     }
 
     async fn open(
         &self,
         outbound: &Outbound,
-        answerable: ClientCapabilities,
         lifecycle: ClientLifecycleMode,
     ) -> Result<Arc<Connection>, Error> {
+        // In 2026-07-28 a question is a result, which nobody in a session can be given.
+        let answerable = match lifecycle {
+            ClientLifecycleMode::Initialize => answerable(outbound.session()),
+            _ => ClientCapabilities::default(),
+        };
         let connecting = Connection::open(self.http.clone(), outbound, answerable, lifecycle);
         let connection = tokio::time::timeout(self.connect_timeout, connecting).await;
         let connection = connection.map_err(|_| Error::late(outbound.upstream()))?;
         connection.map(Arc::new)
-    }
-
-    fn is_sessionless(&self) -> bool {
-        self.spoken.load(Ordering::Relaxed) == Spoken::Sessionless as u8
-    }
-
-    fn remember(&self, spoken: Spoken) {
-        self.spoken.store(spoken as u8, Ordering::Relaxed);
     }
 
     /// Removes `connection`, and not one that has taken its place since.
