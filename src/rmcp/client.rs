@@ -18,7 +18,12 @@ use rmcp::{
     service::{RequestContext, Subscription},
 };
 
-use super::{bridge::Caller, error::Error, pool::Lease};
+use super::{
+    bridge::Caller,
+    error::Error,
+    newest::{Mirrored, complete},
+    pool::Lease,
+};
 use crate::{carry::Inbound, outbound::Outbound};
 
 /// Sends MCP messages to one upstream, as one caller.
@@ -118,13 +123,19 @@ impl Client {
         outcome
     }
 
+    /// What `tool` wants as headers, too, as this caller is told; asked for once on a connection.
+    pub(super) async fn mirrored(&self, tool: &str) -> Result<Option<Arc<Mirrored>>, Error> {
+        let mirrored = self.lease.connection.mirrored(&self.outbound, tool).await;
+        self.learn(mirrored).await
+    }
+
     /// Sends `request`, and takes what `pick` finds in the answer.
     async fn ask<T>(
         &self,
         request: impl Into<ClientRequest>,
         pick: impl FnOnce(ServerResult) -> Option<T>,
     ) -> Result<T, Error> {
-        let result = self.request(request).await?;
+        let result = complete(self.request(request).await?);
         pick(result).ok_or_else(|| Error::unusable(self.outbound.upstream()))
     }
 

@@ -2,7 +2,11 @@
 //!
 //! It may not know who else uses it, nor how long it is kept.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::StatusCode;
@@ -10,7 +14,7 @@ use rmcp::{
     RoleClient,
     model::{
         ClientCapabilities, ClientNotification, ClientRequest, GetExtensions, GetMeta,
-        ListToolsRequest, PaginatedRequestParams, ServerResult,
+        ListToolsRequest, ListToolsResult, PaginatedRequestParams, ServerResult,
     },
     service::{
         ClientCacheConfig, ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions,
@@ -26,6 +30,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     bridge::{Abandoned, Bridge, Caller, Event, Route, Routes, answer, front, tell},
     error::Error,
+    newest::Mirrored,
     streams::Streams,
     wire::Wire,
 };
@@ -43,8 +48,10 @@ pub(super) struct Connection {
     wire: Wire,
     streams: Streams,
     front: Option<SessionKey>,
-    /// Whether rmcp has seen the tools' schemas, from which it makes `Mcp-Param-*`.
+    /// Whether all the tools' schemas were seen, from which rmcp makes `Mcp-Param-*`.
     tools_listed: OnceCell<()>,
+    /// What they say of those headers, for a connection that is one caller's.
+    mirrored: Mutex<HashMap<String, Arc<Mirrored>>>,
     /// Without it nothing that is still under way goes on.
     _open: DropGuard,
 }
@@ -90,6 +97,7 @@ impl Connection {
             streams,
             front,
             tools_listed: OnceCell::new(),
+            mirrored: Mutex::default(),
             _open: open,
         })
     }
@@ -127,15 +135,41 @@ impl Connection {
         request: ClientRequest,
     ) -> Result<ServerResult, Error> {
         if matches!(request, ClientRequest::CallToolRequest(_)) && self.is_sessionless() {
-            let listed = self
-                .tools_listed
-                .get_or_try_init(|| self.list_tools(outbound));
-            listed.await?;
+            self.see_tools(outbound).await?;
         }
         self.send(outbound, caller, request).await
     }
 
-    /// Lists all tools, for rmcp to see their schemas.
+    /// What `tool` wants as headers, as whoever sends `outbound` is told.
+    pub(super) async fn mirrored(
+        &self,
+        outbound: &Outbound,
+        tool: &str,
+    ) -> Result<Option<Arc<Mirrored>>, Error> {
+        self.see_tools(outbound).await?;
+        let mirrored = self.mirrored.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(mirrored.get(tool).cloned())
+    }
+
+    async fn see_tools(&self, outbound: &Outbound) -> Result<(), Error> {
+        let listed = self
+            .tools_listed
+            .get_or_try_init(|| self.list_tools(outbound));
+        listed.await.copied()
+    }
+
+    /// As rmcp does, with every page that comes.
+    fn learn(&self, page: &ListToolsResult) {
+        let mut mirrored = self.mirrored.lock().unwrap_or_else(PoisonError::into_inner);
+        for tool in &page.tools {
+            match Mirrored::of(tool) {
+                Some(it) => mirrored.insert(tool.name.to_string(), Arc::new(it)),
+                None => mirrored.remove(&*tool.name),
+            };
+        }
+    }
+
+    /// Lists all tools, for their schemas to be seen.
     async fn list_tools(&self, outbound: &Outbound) -> Result<(), Error> {
         let mut request = ListToolsRequest::default();
         for _ in 0..MAX_PAGES {
@@ -199,6 +233,9 @@ impl Connection {
         abandoned.disarm();
         while let Ok(Event::Said(notification)) = events.try_recv() {
             tell(caller, notification).await;
+        }
+        if let (Ok(ServerResult::ListToolsResult(page)), None) = (&result, &self.front) {
+            self.learn(page);
         }
         result.map_err(|error| Error::call(upstream, error))
     }

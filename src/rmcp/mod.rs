@@ -74,6 +74,7 @@ mod context;
 mod error;
 mod factory;
 mod failure;
+mod newest;
 mod page;
 mod pool;
 mod proxy;

@@ -18,14 +18,15 @@ use rmcp::{
         CustomRequest, CustomResult, ErrorCode, Extensions, GetPromptRequestParams,
         GetPromptResponse, Implementation, ListPromptsResult, ListResourceTemplatesResult,
         ListResourcesResult, ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams,
-        ReadResourceResponse, Reference, RootsListChangedNotification, ServerCapabilities,
-        ServerConfig, ServerResult, SetLevelRequest, SetLevelRequestParams, SubscribeRequest,
-        SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequest, UnsubscribeRequestParams,
+        ReadResourceResponse, Reference, ResultType, RootsListChangedNotification,
+        ServerCapabilities, ServerConfig, ServerResult, SetLevelRequest, SetLevelRequestParams,
+        SubscribeRequest, SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequest,
+        UnsubscribeRequestParams,
     },
     service::{NotificationContext, RequestContext, SubscriptionContext},
 };
 
-use super::{context::ContextExt, factory::Factory, reach::Reach};
+use super::{context::ContextExt, factory::Factory, newest::newest, reach::Reach};
 use crate::{
     error::{BuildError, Mistake, MistakeKind},
     outbound::client::ClientFactory,
@@ -225,7 +226,14 @@ impl ServerHandler for Proxy {
             let (upstream, name) = reach.by_name(&request.name)?;
             request.name = name.to_owned().into();
             request.meta = None;
-            Ok(reach.client(upstream).await?.call_tool(request).await?)
+            let client = reach.client(upstream).await?;
+            // rmcp's server could do it only before the handler, where nobody can be asked for the schema.
+            if let Some(parts) = newest(&context)
+                && let Some(mirrored) = client.mirrored(&request.name).await?
+            {
+                mirrored.check(&parts.headers, request.arguments.as_ref())?;
+            }
+            Ok(client.call_tool(request).await?)
         };
         serve(&context, work).await
     }
@@ -368,12 +376,15 @@ impl ServerHandler for Proxy {
             let unknown = || ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "unknown method", None);
             let upstream = reach.only().ok_or_else(unknown)?;
             request.extensions = Default::default();
-            match reach.client(upstream).await?.request(request).await? {
-                ServerResult::CustomResult(result) => Ok(result),
-                result => Ok(CustomResult::new(
-                    serde_json::to_value(result).unwrap_or_default(),
-                )),
+            let mut result = match reach.client(upstream).await?.request(request).await? {
+                ServerResult::CustomResult(result) => result.0,
+                result => serde_json::to_value(result).unwrap_or_default(),
+            };
+            if let (Some(_), Some(fields)) = (newest(&context), result.as_object_mut()) {
+                let complete = || ResultType::COMPLETE.as_str().into();
+                fields.entry("resultType").or_insert_with(complete);
             }
+            Ok(CustomResult::new(result))
         };
         serve(&context, work).await
     }

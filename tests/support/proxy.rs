@@ -136,6 +136,8 @@ pub struct Offer {
     pub page: usize,
     /// It never answers a list of tools.
     pub stuck: bool,
+    /// Who is told that the tool `mirror` wants arguments as headers, too.
+    pub mirrored: Vec<&'static str>,
 }
 
 impl Default for Offer {
@@ -148,6 +150,7 @@ impl Default for Offer {
             templates: Vec::new(),
             page: 100,
             stuck: false,
+            mirrored: Vec::new(),
         }
     }
 }
@@ -397,7 +400,20 @@ impl ServerHandler for Site {
             let _held = Held(Arc::clone(&self.events), Some(user(&context)));
             context.ct.cancelled().await;
         }
-        let tool = |name: &str| json!({ "name": name, "inputSchema": { "type": "object" } });
+        let mirrored = offer.mirrored.contains(&&*user(&context));
+        let tool = |name: &str| match name {
+            "mirror" if mirrored => json!({ "name": name, "inputSchema": {
+                "type": "object",
+                "properties": {
+                    "region": { "type": "string", "x-mcp-header": "Region" },
+                    "deep": { "type": "object", "properties": {
+                        "size": { "type": "integer", "x-mcp-header": "Size" },
+                        "fast": { "type": "boolean", "x-mcp-header": "Fast" },
+                    } },
+                },
+            } }),
+            _ => json!({ "name": name, "inputSchema": { "type": "object" } }),
+        };
         let mut tools: Vec<_> = offer.tools.iter().map(|it| tool(it)).collect();
         tools.push(tool(&format!("for-{}", user(&context))));
         let page = self.page("tools", tools, request)?;
@@ -500,6 +516,7 @@ impl ServerHandler for Site {
             }
             "fail" => return Err(ErrorData::invalid_params("no such luck", Some(json!(told)))),
             "meta" => json!(context.meta),
+            "mirror" => arguments,
             name => return Err(ErrorData::invalid_params(format!("no tool {name}"), None)),
         };
         Ok(text(&answer))

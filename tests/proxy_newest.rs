@@ -1,0 +1,218 @@
+//! `rmcp::Proxy`: what callers of 2026-07-28 are due, whatever the upstream speaks.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+#[path = "support/proxy.rs"]
+mod proxy;
+
+use std::net::SocketAddr;
+
+use proxy::{Caller, ERAS, Era, Offer, Site, bounded, front};
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn results_say_their_type_and_to_nobody_else() {
+    bounded(async {
+        for newest in [false, true] {
+            let offer = Offer {
+                newest,
+                resources: vec!["file:///r"],
+                ..Offer::default()
+            };
+            let site = Site::start("up", offer).await;
+            let other = Site::start("other", Offer::default()).await;
+            let alone = front(&[site.upstream()]).await;
+            let both = front(&[site.upstream(), other.upstream()]).await;
+            for (addr, prefix) in [(alone, ""), (both, "up_")] {
+                for era in ERAS {
+                    let caller = Caller::open(addr, era, "alice").await;
+                    let greet = format!("{prefix}greet");
+                    let tool = json!({ "name": format!("{prefix}whoami"), "arguments": {} });
+                    let argument = json!({ "name": "who", "value": "a" });
+                    let prompt = json!({ "type": "ref/prompt", "name": greet });
+                    let mut asked = vec![
+                        ("tools/list", json!({})),
+                        ("prompts/list", json!({})),
+                        ("resources/list", json!({})),
+                        ("resources/templates/list", json!({})),
+                        ("tools/call", tool),
+                        ("prompts/get", json!({ "name": greet })),
+                        ("resources/read", json!({ "uri": "file:///r" })),
+                        (
+                            "completion/complete",
+                            json!({ "ref": prompt, "argument": argument }),
+                        ),
+                    ];
+                    if prefix.is_empty() {
+                        asked.push(("custom/method", json!({})));
+                    }
+                    for (method, params) in asked {
+                        let told = caller.ask(method, params).await;
+                        let due = (era == Era::Newest).then_some("complete");
+                        assert!(told.get("error").is_none(), "{told}");
+                        assert_eq!(told["resultType"].as_str(), due, "{method} {era:?}: {told}");
+                    }
+                }
+            }
+        }
+    })
+    .await;
+}
+
+/// One `tools/call` of 2026-07-28 with these `Mcp-Param-*` lines; its HTTP status and its message.
+async fn call(
+    addr: SocketAddr,
+    user: &str,
+    tool: &str,
+    lines: &[(&str, &str)],
+    arguments: Value,
+) -> (u16, Value) {
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let params = json!({ "name": tool, "arguments": arguments, "_meta": {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": { "name": user, "version": "1" },
+        "io.modelcontextprotocol/clientCapabilities": {},
+    } });
+    let message = json!({ "jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params });
+    let mut request = http
+        .post(format!("http://{addr}/mcp"))
+        .header("content-type", "application/json")
+        .header("accept", "application/json, text/event-stream")
+        .header("mcp-protocol-version", "2026-07-28")
+        .header("mcp-method", "tools/call")
+        .header("mcp-name", tool)
+        .header("x-user", user);
+    for (name, value) in lines {
+        request = request.header(format!("mcp-param-{name}"), *value);
+    }
+    let response = request.body(message.to_string()).send().await.unwrap();
+    let status = response.status().as_u16();
+    let body = response.text().await.unwrap();
+    let data = body.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let data = data.last().map_or(body.clone(), |it| format!("{{{it}"));
+    (status, serde_json::from_str(&data).expect(&body))
+}
+
+const MISMATCH: i64 = -32020;
+
+fn assert_refused((status, told): (u16, Value), what: &str) {
+    assert_eq!(status, 400, "{what}: {told}");
+    assert_eq!(told["error"]["code"], MISMATCH, "{what}: {told}");
+}
+
+fn mirror(newest: bool, mirrored: Vec<&'static str>) -> Offer {
+    Offer {
+        newest,
+        tools: vec!["mirror"],
+        mirrored,
+        ..Offer::default()
+    }
+}
+
+#[tokio::test]
+async fn a_header_that_says_something_else_than_its_argument_is_refused() {
+    bounded(async {
+        for newest in [false, true] {
+            let site = Site::start("up", mirror(newest, vec!["alice"])).await;
+            let other = Site::start("other", Offer::default()).await;
+            let alone = front(&[site.upstream()]).await;
+            let both = front(&[site.upstream(), other.upstream()]).await;
+            for (addr, tool) in [(alone, "mirror"), (both, "up_mirror")] {
+                let region = json!({ "region": "Hello" });
+                let deep = json!({ "deep": { "size": 7, "fast": true } });
+                for (lines, arguments) in [
+                    (&[][..], json!({})),
+                    (&[], json!({ "region": null, "other": "Hello" })),
+                    (&[("region", "Hello")], region.clone()),
+                    (&[("region", "=?base64?SGVsbG8=?=")], region.clone()),
+                    (&[("region", "SGVsbG8=")], json!({ "region": "SGVsbG8=" })),
+                    (
+                        &[("region", "=?base64?SG")],
+                        json!({ "region": "=?base64?SG" }),
+                    ),
+                    (
+                        &[("region", "=?base64?w7w=?=")],
+                        json!({ "region": "\u{fc}" }),
+                    ),
+                    (&[("size", "7"), ("fast", "true")], deep.clone()),
+                    // No argument has it as its header.
+                    (&[("other", "1")], json!({ "other": 2 })),
+                ] {
+                    let (status, told) = call(addr, "alice", tool, lines, arguments.clone()).await;
+                    assert_eq!(status, 200, "{lines:?}: {told}");
+                    let text = told["result"]["content"][0]["text"].as_str().unwrap();
+                    assert_eq!(serde_json::from_str::<Value>(text).unwrap(), arguments);
+                }
+                site.heard.forget();
+                for (lines, arguments) in [
+                    (&[][..], region.clone()),
+                    (&[("region", "hello")], region.clone()),
+                    (&[("region", "=?base64?SGVsbG8?=")], region.clone()),
+                    (&[("region", "=?base64?SGVs!!!bG8=?=")], region.clone()),
+                    (&[("region", "=?base64?/w==?=")], region.clone()),
+                    (&[("region", "Hello"), ("region", "Hello")], region.clone()),
+                    (&[("region", "Hello")], json!({})),
+                    (&[("region", "null")], json!({ "region": null })),
+                    (&[("region", "[]")], json!({ "region": [] })),
+                    (&[("size", "7")], deep.clone()),
+                    (&[("size", "8"), ("fast", "true")], deep.clone()),
+                ] {
+                    let told = call(addr, "alice", tool, lines, arguments).await;
+                    let said = told.1.to_string();
+                    assert_refused(told, &format!("{lines:?}"));
+                    assert!(!said.to_lowercase().contains("hello"), "a value: {said}");
+                }
+                assert!(site.of("tools/call").is_empty());
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_one_caller_was_told_of_a_tool_counts_for_that_caller() {
+    bounded(async {
+        for newest in [false, true] {
+            let site = Site::start("up", mirror(newest, vec!["alice"])).await;
+            let addr = front(&[site.upstream()]).await;
+            let region = || json!({ "region": "north" });
+            for _ in 0..2 {
+                let told = call(addr, "alice", "mirror", &[], region()).await;
+                assert_refused(told, "alice");
+                let (status, told) = call(addr, "bob", "mirror", &[], region()).await;
+                assert_eq!(status, 200, "{told}");
+            }
+            // Each was told once; and is told of a change by the next list.
+            assert_eq!(site.of("tools/list").len(), 2);
+            site.offer(|offer| offer.mirrored = vec!["bob"]);
+            for user in ["alice", "bob"] {
+                let caller = Caller::open(addr, Era::Newest, user).await;
+                caller.list("tools/list").await;
+            }
+            assert_refused(call(addr, "bob", "mirror", &[], region()).await, "bob");
+            let (status, told) = call(addr, "alice", "mirror", &[], region()).await;
+            assert_eq!(status, 200, "{told}");
+        }
+    })
+    .await;
+}
+
+/// Only 2026-07-28 knows these headers.
+#[tokio::test]
+async fn an_older_caller_says_nothing_in_headers() {
+    bounded(async {
+        for newest in [false, true] {
+            let site = Site::start("up", mirror(newest, vec!["alice"])).await;
+            let caller =
+                Caller::open(front(&[site.upstream()]).await, Era::Sessions, "alice").await;
+            let region = json!({ "region": "north" });
+            assert_eq!(caller.call("mirror", region.clone()).await, region);
+            assert!(site.of("tools/list").is_empty());
+        }
+    })
+    .await;
+}
