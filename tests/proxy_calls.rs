@@ -169,25 +169,27 @@ async fn a_caller_who_goes_cancels_at_the_upstream() {
 #[tokio::test]
 async fn log_messages_go_to_the_caller_of_their_call_and_to_the_session() {
     bounded(async {
-        let (one, _, addr) = two(false).await;
-        let alice = Caller::open(addr, Era::Sessions, "alice").await;
-        let bob = Caller::open(addr, Era::Sessions, "bob").await;
-        futures_util::join!(
-            alice.call("one_log", json!({ "text": "for alice" })),
-            bob.call("one_log", json!({ "text": "for bob" })),
-        );
-        for (caller, text) in [(&alice, "for alice"), (&bob, "for bob")] {
-            let said = |all: &[Value]| !all.is_empty();
-            let told = caller.ears.told.wait("log message", said).await;
-            assert_eq!(told.len(), 1, "{told:?}");
-            assert_eq!(told[0]["method"], "notifications/message");
-            assert_eq!(told[0]["params"]["data"], text);
-        }
-        // What is said between calls is for whoever has the session.
-        one.say(log("for all")).await;
-        for caller in [&alice, &bob] {
-            let said = |all: &[Value]| all.iter().any(|it| it["params"]["data"] == "for all");
-            caller.ears.told.wait("log message", said).await;
+        for newest in [false, true] {
+            let (one, _, addr) = two(newest).await;
+            let alice = Caller::open(addr, Era::Sessions, "alice").await;
+            let bob = Caller::open(addr, Era::Sessions, "bob").await;
+            futures_util::join!(
+                alice.call("one_log", json!({ "text": "for alice" })),
+                bob.call("one_log", json!({ "text": "for bob" })),
+            );
+            for (caller, text) in [(&alice, "for alice"), (&bob, "for bob")] {
+                let said = |all: &[Value]| !all.is_empty();
+                let told = caller.ears.told.wait("log message", said).await;
+                assert_eq!(told.len(), 1, "{told:?}");
+                assert_eq!(told[0]["method"], "notifications/message");
+                assert_eq!(told[0]["params"]["data"], text);
+            }
+            // What is said between calls is for whoever has the session.
+            one.say(log("for all")).await;
+            for caller in [&alice, &bob] {
+                let said = |all: &[Value]| all.iter().any(|it| it["params"]["data"] == "for all");
+                caller.ears.told.wait("log message", said).await;
+            }
         }
     })
     .await;
@@ -221,18 +223,20 @@ async fn a_call_of_2026_07_28_says_what_is_logged_of_it() {
 #[tokio::test]
 async fn the_level_is_set_everywhere() {
     bounded(async {
-        let (one, two, addr) = two(false).await;
-        let alice = Caller::open(addr, Era::Sessions, "alice").await;
-        let set = alice
-            .ask("logging/setLevel", json!({ "level": "error" }))
-            .await;
-        assert_eq!(set, json!({}));
-        for site in [one, two] {
-            let events = site.events.all();
-            assert!(
-                events.contains(&"level \"error\" alice".to_owned()),
-                "{events:?}"
-            );
+        for newest in [false, true] {
+            let (one, two, addr) = two(newest).await;
+            let alice = Caller::open(addr, Era::Sessions, "alice").await;
+            let set = alice
+                .ask("logging/setLevel", json!({ "level": "error" }))
+                .await;
+            assert_eq!(set, json!({}));
+            for site in [one, two] {
+                let events = site.events.all();
+                assert!(
+                    events.contains(&"level \"error\" alice".to_owned()),
+                    "{events:?}"
+                );
+            }
         }
     })
     .await;

@@ -98,8 +98,9 @@ impl Client {
             .await
     }
 
-    /// `subscriptions/listen`, of a 2026-07-28 upstream. It ends when the subscription is dropped; keep this
-    /// client until then.
+    /// `subscriptions/listen`, over a connection in 2026-07-28, which a caller in a front session has only
+    /// where the upstream speaks nothing else. It ends when the subscription is dropped; keep this client
+    /// until then.
     ///
     /// # Errors
     ///

@@ -53,6 +53,10 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// call to the front session that owns the connection; see [the module](super) for when there is one. A
 /// cancelled call, or in 2026-07-28 a closed response, cancels at the upstream.
 ///
+/// A call of 2026-07-28 whose `Mcp-Param-*` headers are missing, malformed or not what its arguments say is
+/// refused, with 400 and -32020. Which arguments have one is in the schema of the tool, as this caller is
+/// told it: the tools of the upstream are listed for that, once on a connection.
+///
 /// A message that is for one server, by a [`ServerIdLayer`](crate::ServerIdLayer) around the HTTP service,
 /// sees the upstream of that name alone, without prefixes.
 ///
