@@ -17,11 +17,7 @@ use std::{
 };
 
 /// What `ids.toml` may say, and under which key it says why.
-const STATES: [(&str, &str); 3] = [
-    ("later", "module"),
-    ("embedder", "why"),
-    ("superseded", "row"),
-];
+const STATES: [(&str, &str); 2] = [("embedder", "why"), ("superseded", "row")];
 
 /// The case that a line of Rust tests, if it begins a function whose name begins with an id.
 fn tested(line: &str) -> Option<String> {
@@ -133,7 +129,7 @@ fn every_case_is_accounted_for() {
 
 #[test]
 fn each_mistake_is_found() {
-    let good = r#"A2 = { state = "later", module = "rmcp" }"#;
+    let good = r#"A2 = { state = "embedder", why = "x" }"#;
     let test = "    async fn a1_some_name() {\nfn helper_a3() {}\n// fn a3_comment\nfn a_name() {}";
     assert!(mistakes("A1\nA2\n", good, test).is_empty());
     for (ids, table, tests, expected) in [
@@ -154,16 +150,16 @@ fn each_mistake_is_found() {
         assert!(found[0].starts_with(expected), "{found:?}");
     }
     for (table, expected) in [
-        (r#"A2 = { state = "soon", module = "x" }"#, "unknown state"),
-        (r#"A2 = { state = "later", module = " " }"#, "no `module`"),
-        (r#"A2 = { state = "embedder", module = "x" }"#, "no `why`"),
+        (r#"A2 = { state = "later", why = "x" }"#, "unknown state"),
+        (r#"A2 = { state = "embedder", why = " " }"#, "no `why`"),
+        (r#"A2 = { state = "embedder", row = "x" }"#, "no `why`"),
         (r#"A2 = { state = "superseded" }"#, "no `row`"),
-        (r#"A2 = { module = "x" }"#, "no state"),
+        (r#"A2 = { why = "x" }"#, "no state"),
         (
-            r#"A2 = { state = "later", module = "x", why = "y" }"#,
+            r#"A2 = { state = "embedder", why = "x", row = "y" }"#,
             "unknown key",
         ),
-        (r#"A2 = { state = later }"#, "without quotes"),
+        (r#"A2 = { state = embedder }"#, "without quotes"),
         ("A2 = 1", "on one line"),
     ] {
         let found = mistakes("A2", table, "");
