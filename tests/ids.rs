@@ -2,7 +2,8 @@
 //! not.
 //!
 //! `ids.txt` has every id, `ids.toml` those without a test. A test is a function, in any file here,
-//! whose name begins with the id: `e3_two_connection_lines`.
+//! whose name begins with the id: `e3_two_connection_lines`. What is the embedder's to do, SECURITY.md
+//! says in plain words.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -170,4 +171,29 @@ fn each_mistake_is_found() {
     assert_eq!(mistakes("A2", &twice, ""), ["A2 is twice in ids.toml"]);
     let found = mistakes("A2", "A2", "");
     assert!(found[0].contains("is no entry"), "{found:?}");
+}
+
+#[test]
+fn what_is_the_embedders_stands_in_security_md() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let security = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let words: BTreeSet<_> = security
+        .split(|byte: char| !byte.is_ascii_alphanumeric())
+        .collect();
+    let table = fs::read_to_string(root.join("tests/ids.toml")).unwrap();
+    let embedders = table
+        .lines()
+        .filter(|line| line.contains(r#"state = "embedder""#));
+    for (id, _) in embedders.filter_map(entry) {
+        assert!(words.contains(id), "{id} is in no row of SECURITY.md");
+    }
+    let mut files = 0;
+    for file in security
+        .split('`')
+        .filter(|text| text.starts_with("tests/"))
+    {
+        assert!(root.join(file).exists(), "there is no {file}");
+        files += 1;
+    }
+    assert!(files > 20, "{files}");
 }
