@@ -100,9 +100,9 @@ pub enum MistakeKind {
     InvalidName,
     /// A static value is empty, has spaces at an edge or holds control bytes.
     InvalidValue,
-    /// The header is never forwarded: it is about framing (`host`, every `content-` name), this hop
-    /// (`connection`, `te`), the MCP transport (every `mcp-` name, `last-event-id`), topology
-    /// (`forwarded`, every `x-forwarded-` name but those of a verified user), or a browser (`origin`).
+    /// The header is never forwarded, neither read nor written, in any spelling of `-`.
+    ///
+    #[doc = include_str!("rules/restricted.md")]
     Restricted,
     /// The header carries a credential: [`Rule::credential`](crate::Rule::credential) reads it.
     Guarded,

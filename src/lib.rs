@@ -7,27 +7,41 @@
 //!              (allowlist)      tasks, its bodies      or ClientFactory        (its own headers)
 //! ```
 //!
+//! A whole proxy, with `axum`, `hyper-util` (`client-legacy`, `http1`, `tokio`) and `tokio` (`macros`, `net`,
+//! `rt-multi-thread`) beside this crate:
+//!
 //! ```no_run
-//! # #[tokio::main]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use axum::Router;
 //! use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 //! use mcp_forward::{CaptureLayer, Relay, Rule, Upstream};
 //!
-//! let github = Upstream::builder("github", "http://localhost:9000/mcp")
-//!     .allow("x-user-id") // copied when the caller sent it
-//!     .rule(Rule::new("x-github-token").to("authorization").bearer().required())
-//!     .set("x-proxy", "edge-1") // static, from the operator
-//!     .build()?; // every mistake is reported here, all at once
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let github = Upstream::builder("github", "http://localhost:9000/mcp")
+//!         .allow("x-user-id") // copied when the caller sent it
+//!         .rule(Rule::new("x-github-token").to("authorization").bearer().required())
+//!         .set("x-proxy", "edge-1") // static, from the operator
+//!         .build()?; // every mistake is reported here, all at once
 //!
-//! let client = Client::builder(TokioExecutor::new()).build_http();
-//! let app: Router = Router::new()
-//!     .route_service("/mcp", Relay::new(&github, client))
-//!     .layer(CaptureLayer::for_upstreams([&github]).build()?);
-//! # let _ = app;
-//! # Ok(())
-//! # }
+//!     let client = Client::builder(TokioExecutor::new()).build_http();
+//!     let app = Router::new()
+//!         .route_service("/mcp", Relay::new(&github, client))
+//!         .layer(CaptureLayer::for_upstreams([&github]).build()?);
+//!
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:8808").await?;
+//!     Ok(axum::serve(listener, app).await?)
+//! }
 //! ```
+//!
+//! An MCP client that is given `http://127.0.0.1:8808/mcp` and sends `x-github-token` is now at the server on
+//! port 9000, which gets `authorization: Bearer …`; one that does not send it gets 400, and the
+//! server hears nothing of it.
+//!
+//! # Guides
+//!
+//! [`guide`] has a page for each of: an existing axum service, a bare hyper one, an MCP client of your own, a
+//! gateway, an upstream's 401, a header that does not arrive, exchanging a token, and whether a token may
+//! be forwarded at all.
 //!
 //! # Three ways out, one merge
 //!
@@ -172,13 +186,19 @@
 //! `x-forwarded-internally` tells that worker not to pass it on again, and [`InternalForwardLayer`]
 //! believes it only from a peer.
 //!
+//! What passes messages on stands **between [`ServerIdLayer`] and [`CaptureLayer`], outside
+//! [`SessionLayer`]**, which knows the sessions of its own process only and answers 404 to others. Where
+//! [`OriginGuardLayer`] stands outside, it has to allow the hosts under which workers reach each
+//! other. [`InternalForwardLayer`] stands around the whole router and not inside axum's `nest`.
+//!
 //! # Security
 //!
 //! MCP, *Security Best Practices*, "Token Passthrough", forbids a server to pass on the token that
 //! it was sent as its own; [`Rule::credential`] says when forwarding is legitimate. Nothing else is
 //! forwarded than what a rule names; restricted names are refused in every position. Headers reach
 //! the upstream's origin and path only. No header value is in any `Debug`, error or event of this
-//! crate. It verifies nobody: your authentication stands outside [`CaptureLayer`].
+//! crate. It verifies nobody: your authentication stands outside [`CaptureLayer`]. `SECURITY.md` in the
+//! repository has the list of what is promised, and of what only you can do.
 //!
 //! # Features
 //!
@@ -192,6 +212,8 @@
 mod carry;
 mod error;
 mod events;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 pub mod inbound;
 pub mod outbound;
 pub mod refusal;

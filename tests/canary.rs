@@ -2,9 +2,9 @@
 //! has it, whatever comes back from the upstream.
 //!
 //! `public_types.txt` lists the public types with their auto traits. The list of what *is* public is
-//! read out of the source (`pub struct`, `enum`, `union`, `trait` at the start of a line), and not out
-//! of rustdoc's JSON: that needs a nightly compiler and a build of its own, and the `unreachable_pub`
-//! lint already says that whatever is `pub` here can be reached.
+//! read out of the source (`pub struct`, `enum`, `union`, `trait` at the start of a line): rustdoc's JSON
+//! needs a nightly compiler and a build of its own. `public-api.txt` comes from it (`.ci/run`), and has
+//! to have the same names; it lacks the auto traits, and where in the source a type is.
 #![cfg(all(
     feature = "axum",
     feature = "hmac",
@@ -238,6 +238,35 @@ fn the_table_lists_every_public_type() {
         .iter()
         .map(|(name, traits)| (name.clone(), traits == "trait"));
     assert_eq!(listed.collect::<BTreeMap<_, _>>(), found);
+
+    let last = |path: &str| path.rsplit("::").next().unwrap_or(path).to_owned();
+    let items = include_str!("../public-api.txt")
+        .lines()
+        .filter_map(|line| {
+            let line = line.trim_start_matches("#[non_exhaustive] ");
+            let kinds = ["pub struct ", "pub enum ", "pub union ", "pub trait "];
+            let item = kinds.iter().find_map(|kind| line.strip_prefix(kind))?;
+            let path = item.split(['<', '(', ' ']).next()?;
+            Some(path.trim_end_matches(':'))
+        });
+    let paths: Vec<&str> = items.collect();
+    // What is at the root may stand in its module as well.
+    let is_again = |path: &str| {
+        let root = format!("mcp_forward::{}", last(path));
+        path != root && paths.contains(&root.as_str())
+    };
+    let mut reachable: Vec<_> = paths
+        .iter()
+        .filter(|path| !is_again(path))
+        .map(|path| last(path))
+        .collect();
+    let mut names: Vec<_> = found.keys().map(|path| last(path)).collect();
+    names.sort();
+    reachable.sort();
+    assert_eq!(
+        reachable, names,
+        "`.ci/run` says how `public-api.txt` is made"
+    );
 }
 
 /// A service that never answers, and a body; both have every trait of the table.

@@ -219,6 +219,28 @@ async fn relay_sends_what_its_flags_say_and_prints_one_line() {
 }
 
 #[tokio::test]
+async fn relay_speaks_tls_to_an_https_upstream() {
+    bounded(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}/mcp", listener.local_addr().unwrap());
+        let flags = ["--allow", "x-user-id", "--listen", "127.0.0.1:0"];
+        let flags = [&flags[..], &["--upstream", &url]].concat();
+        let relay = Server::start("relay", &flags, "/mcp").await;
+        let first_byte = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap()
+        };
+        let (answer, first_byte) = tokio::join!(
+            raw(relay.addr, post(relay.addr, "x-user-id: alice\r\n")),
+            first_byte
+        );
+        // A handshake (RFC 8446 section 5.1), which the upstream then leaves.
+        assert_eq!((status(&answer), first_byte), (502, 22));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn relay_lets_credentials_through_for_admitted_callers_only() {
     bounded(async {
         let upstream = RawUpstream::answering(OK).await;

@@ -2,7 +2,8 @@
 //! not.
 //!
 //! `ids.txt` has every id, `ids.toml` those without a test. A test is a function, in any file here,
-//! whose name begins with the id: `e3_two_connection_lines`.
+//! whose name begins with the id: `e3_two_connection_lines`. What is the embedder's to do, SECURITY.md
+//! says in plain words.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -17,11 +18,7 @@ use std::{
 };
 
 /// What `ids.toml` may say, and under which key it says why.
-const STATES: [(&str, &str); 3] = [
-    ("later", "module"),
-    ("embedder", "why"),
-    ("superseded", "row"),
-];
+const STATES: [(&str, &str); 2] = [("embedder", "why"), ("superseded", "row")];
 
 /// The case that a line of Rust tests, if it begins a function whose name begins with an id.
 fn tested(line: &str) -> Option<String> {
@@ -133,7 +130,7 @@ fn every_case_is_accounted_for() {
 
 #[test]
 fn each_mistake_is_found() {
-    let good = r#"A2 = { state = "later", module = "rmcp" }"#;
+    let good = r#"A2 = { state = "embedder", why = "x" }"#;
     let test = "    async fn a1_some_name() {\nfn helper_a3() {}\n// fn a3_comment\nfn a_name() {}";
     assert!(mistakes("A1\nA2\n", good, test).is_empty());
     for (ids, table, tests, expected) in [
@@ -154,16 +151,16 @@ fn each_mistake_is_found() {
         assert!(found[0].starts_with(expected), "{found:?}");
     }
     for (table, expected) in [
-        (r#"A2 = { state = "soon", module = "x" }"#, "unknown state"),
-        (r#"A2 = { state = "later", module = " " }"#, "no `module`"),
-        (r#"A2 = { state = "embedder", module = "x" }"#, "no `why`"),
+        (r#"A2 = { state = "later", why = "x" }"#, "unknown state"),
+        (r#"A2 = { state = "embedder", why = " " }"#, "no `why`"),
+        (r#"A2 = { state = "embedder", row = "x" }"#, "no `why`"),
         (r#"A2 = { state = "superseded" }"#, "no `row`"),
-        (r#"A2 = { module = "x" }"#, "no state"),
+        (r#"A2 = { why = "x" }"#, "no state"),
         (
-            r#"A2 = { state = "later", module = "x", why = "y" }"#,
+            r#"A2 = { state = "embedder", why = "x", row = "y" }"#,
             "unknown key",
         ),
-        (r#"A2 = { state = later }"#, "without quotes"),
+        (r#"A2 = { state = embedder }"#, "without quotes"),
         ("A2 = 1", "on one line"),
     ] {
         let found = mistakes("A2", table, "");
@@ -174,4 +171,29 @@ fn each_mistake_is_found() {
     assert_eq!(mistakes("A2", &twice, ""), ["A2 is twice in ids.toml"]);
     let found = mistakes("A2", "A2", "");
     assert!(found[0].contains("is no entry"), "{found:?}");
+}
+
+#[test]
+fn what_is_the_embedders_stands_in_security_md() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let security = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let words: BTreeSet<_> = security
+        .split(|byte: char| !byte.is_ascii_alphanumeric())
+        .collect();
+    let table = fs::read_to_string(root.join("tests/ids.toml")).unwrap();
+    let embedders = table
+        .lines()
+        .filter(|line| line.contains(r#"state = "embedder""#));
+    for (id, _) in embedders.filter_map(entry) {
+        assert!(words.contains(id), "{id} is in no row of SECURITY.md");
+    }
+    let mut files = 0;
+    for file in security
+        .split('`')
+        .filter(|text| text.starts_with("tests/"))
+    {
+        assert!(root.join(file).exists(), "there is no {file}");
+        files += 1;
+    }
+    assert!(files > 20, "{files}");
 }

@@ -1,4 +1,4 @@
-//! `rmcp::Proxy`: each upstream receives exactly its own headers, and each caller's.
+//! `rmcp::Proxy`: each upstream receives exactly its own headers, and each caller's; and its own names.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -99,5 +99,54 @@ async fn two_upstreams_each_receive_their_own_headers() {
             }
         }
     })
+    .await;
+}
+
+/// What the upstream hears of a call of its tool, and of a prompt, for each protocol on both sides.
+async fn asked_by_name(arguments: &serde_json::Value, check: impl Fn(bool, [&proxy::Heard; 2])) {
+    for newest in [false, true] {
+        let offer = Offer {
+            newest,
+            ..Offer::default()
+        };
+        let one = Site::start("one", offer.clone()).await;
+        let two = Site::start("two", offer).await;
+        for era in ERAS {
+            let addr = front(&[one.upstream(), two.upstream()]).await;
+            let caller = Caller::open(addr, era, "alice").await;
+            one.heard.forget();
+            caller.call("one_whoami", arguments.clone()).await;
+            let prompt = json!({ "name": "one_greet" });
+            caller.ask("prompts/get", prompt).await;
+            let (calls, prompts) = (one.of("tools/call"), one.of("prompts/get"));
+            assert_eq!((calls.len(), prompts.len()), (1, 1), "{era:?}");
+            check(newest, [&calls[0], &prompts[0]]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn f11_the_header_has_the_upstreams_own_name_for_a_tool() {
+    bounded(asked_by_name(&json!({}), |newest, heard| {
+        // A caller of the newest protocol says `mcp-name: one_whoami`.
+        let names = heard.map(|it| it.header("mcp-name"));
+        let expected = ["whoami", "greet"].map(|name| newest.then_some(name));
+        assert_eq!(names, expected);
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn n6_only_the_name_of_the_tool_is_changed() {
+    let arguments = json!({
+        "name": "one_whoami", "\"name\":\"one_whoami\"": ["one_whoami", "whoami"],
+    });
+    let expected = arguments.clone();
+    bounded(asked_by_name(&arguments, move |_, [call, prompt]| {
+        let params = &call.body["params"];
+        assert_eq!(params["name"], "whoami");
+        assert_eq!(params["arguments"], expected);
+        assert_eq!(prompt.body["params"]["name"], "greet");
+    }))
     .await;
 }

@@ -189,3 +189,6 @@ pub(crate) fn parse(text: &str) -> Result<HeaderName, Mistake> {
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
+
+#[cfg(test)]
+mod tests;

@@ -67,6 +67,15 @@ impl<F: Fn(&Parts) -> bool + Send + Sync> VerifyPeer for F {
 /// compares the body with the proof before the mark counts. The other way round, a request with the
 /// header is answered with **500**.
 ///
+/// Put it around the whole router, not around what axum's `nest` serves: there the URI is only the rest of
+/// the path, for which no proof was made, so none is believed and requests are passed on in circles.
+/// [`InternalForward::sign`](crate::InternalForward::sign) shows both sides.
+///
+/// What passes requests on stands between `ServerIdLayer` and [`CaptureLayer`](crate::CaptureLayer), and
+/// outside `SessionLayer`, which knows the sessions of its own process only and would answer 404. Where
+/// [`OriginGuardLayer`](crate::OriginGuardLayer) stands outside, it has to allow the hosts under which
+/// workers reach each other.
+///
 /// A proof that a worker made, but at another time by this worker's clock, or while
 /// [too many](crate::InternalForward) are remembered, is answered with **503**: as if from outside,
 /// the request could be passed on in circles.

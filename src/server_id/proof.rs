@@ -126,7 +126,47 @@ impl InternalForward {
 
     /// Marks a request that goes to another worker as it is, in place of an earlier mark.
     ///
-    /// Of the URI only path and query are signed. Nothing that is signed may change any more.
+    /// Of the URI only path and query are signed. Nothing that is signed may change any more: inside
+    /// axum's `nest`, which cuts the URI short, give the request the whole path back before.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use axum::{Router, body::Body, extract::{OriginalUri, Request}, routing::post};
+    /// use mcp_forward::{ForwardedInternally, InternalForward, InternalForwardLayer, ServerIdLayer};
+    /// # use tower::ServiceExt;
+    ///
+    /// # let key = [7; 32];
+    /// let forward = InternalForward::new([("2026-06", key)])?;
+    /// let signing = forward.clone();
+    /// let handler = async move |uri: OriginalUri, request: Request| {
+    ///     if request.extensions().get::<ForwardedInternally>().is_some() {
+    ///         return "served here".to_owned();
+    ///     }
+    ///     let body = axum::body::to_bytes(request.into_body(), 4 << 20).await.unwrap_or_default();
+    ///     let mut request = http::Request::post(uri.0).body(body).expect("a URI that came is one");
+    ///     signing.sign(&mut request).expect("there are random bytes");
+    ///     // Here `request` would go to the other worker.
+    /// #   request.headers()["x-forwarded-internally"].to_str().expect("it is ASCII").to_owned()
+    /// };
+    /// let server_id = ServerIdLayer::for_path("/servers/{server_id}/mcp").build()?;
+    /// let nested = Router::new().route("/servers/{server_id}/mcp", post(handler)).layer(server_id);
+    /// let app = Router::new()
+    ///     .nest("/api", nested)
+    ///     .layer(InternalForwardLayer::for_keys(&forward)); // around all of it
+    /// # let send = async |mark: &str| {
+    /// #     let body = r#"{"jsonrpc":"2.0","id":1,"method":"ping","params":{"server_id":"a"}}"#;
+    /// #     let request = Request::post("/api/servers/a/mcp").header("x-forwarded-internally", mark);
+    /// #     let answer = app.clone().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
+    /// #     let bytes = axum::body::to_bytes(answer.into_body(), 1024).await.unwrap();
+    /// #     String::from_utf8(bytes.to_vec()).unwrap()
+    /// # };
+    /// # let mark = send("forged").await;
+    /// # assert!(mark.starts_with("v1;"), "{mark}");
+    /// # assert_eq!(send(&mark).await, "served here");
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

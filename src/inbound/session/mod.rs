@@ -46,6 +46,12 @@ const SESSIONS: usize = 65_536;
 /// bind it to the user. The [principal](Principal) comes from your authentication, which stands
 /// outside: either what it left in the request's extensions, or a header that it sets.
 ///
+/// **Whoever has no principal is *anonymous*, and all anonymous callers are one user**, who share their
+/// sessions; nobody else gets into them, nor do they into another's. Where your authentication stands inside
+/// this layer, or the closure finds nothing, that is everybody: the first anonymous session of a
+/// layer is told at WARN (feature `tracing`), and [`require_principal`](Self::require_principal)
+/// allows none.
+///
 /// Put the layer directly inside [`CaptureLayer`](crate::CaptureLayer):
 ///
 /// ```
@@ -75,11 +81,8 @@ const SESSIONS: usize = 65_536;
 /// ```
 ///
 /// Each request still carries the headers of its own caller, so that a renewed token is used at once;
-/// [`pin`](Self::pin) freezes those of `initialize`. A principal of `None` is *anonymous*: whoever has
-/// none shares its sessions, and nobody else does. Where your authentication stands inside this layer, or
-/// the closure finds nothing, that is everybody: the first anonymous session of a layer is told at WARN
-/// (feature `tracing`), and [`require_principal`](Self::require_principal) allows none. In protocol 2026-07-28 and later there are
-/// no sessions: there `mcp-session-id` is checked, and then removed together with `last-event-id`, and the
+/// [`pin`](Self::pin) freezes those of `initialize`. In protocol 2026-07-28 and later there are no
+/// sessions: there `mcp-session-id` is checked, and then removed together with `last-event-id`, and the
 /// request is one without a session. Spellings of these headers with `_` for `-` are removed from
 /// every request, since some services take them for the same.
 ///
@@ -124,7 +127,7 @@ struct Policy {
 }
 
 impl<P: Principal> SessionLayer<P> {
-    /// Binds each session to the `principal` of the request that begins it.
+    /// Binds each session to the `principal` of the request that begins it; `None` is anonymous.
     pub fn bind<F>(principal: F) -> Self
     where
         F: Fn(&Parts) -> Option<P> + Send + Sync + 'static,
@@ -132,7 +135,8 @@ impl<P: Principal> SessionLayer<P> {
         Self::new(Arc::new(move |parts| Ok(principal(parts))))
     }
 
-    /// Binds to what your authentication put into the request's extensions, as a `P`.
+    /// Binds to what your authentication put into the request's extensions, as a `P`; without one the
+    /// caller is anonymous, unless you [require](Self::require_principal) a principal.
     ///
     /// ```
     /// # use mcp_forward::SessionLayer;
