@@ -161,11 +161,10 @@ impl Table {
     fn row<T: Debug>(&mut self, probe: &Probe<T>, traits: [bool; 4], displayed: Vec<String>) {
         let name = std::any::type_name::<T>();
         assert!(!probe.0.is_empty(), "{name} has no value here");
-        for value in &probe.0 {
-            check(name, &format!("{value:?}"));
-            check(name, &format!("{value:#?}"));
-        }
-        for text in displayed {
+        let debugged = probe.0.iter();
+        let debugged = debugged.flat_map(|it| [format!("{it:?}"), format!("{it:#?}")]);
+        for text in debugged.chain(displayed) {
+            assert!(!text.is_empty(), "{name} prints nothing");
             check(name, &text);
         }
         let name = name.split('<').next().unwrap();

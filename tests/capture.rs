@@ -17,8 +17,11 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
-use mcp_forward::{CaptureLayer, Inbound, Rule, Upstream};
-use support::{capture, headers, own_error, post, raw, serve, status};
+use mcp_forward::{
+    CaptureLayer, ClientFactory, ConnectErrorKind, Inbound, OnConflict, OutboundErrorKind, Rule,
+    Upstream,
+};
+use support::{capture, headers, identity, lines, own_error, post, raw, serve, status};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 fn upstream(sources: &[&str]) -> Upstream {
@@ -36,9 +39,11 @@ fn names(inbound: &Inbound) -> Vec<&str> {
 
 /// What the service behind the layer saw, and what the layer answered.
 async fn through(sources: &[&str], sent: HeaderMap) -> (Option<Seen>, u16, Vec<u8>) {
-    let layer = CaptureLayer::for_upstreams([&upstream(sources)])
-        .build()
-        .unwrap();
+    let layer = CaptureLayer::for_upstreams([&upstream(sources)]);
+    through_layer(layer.build().unwrap(), sent).await
+}
+
+async fn through_layer(layer: CaptureLayer, sent: HeaderMap) -> (Option<Seen>, u16, Vec<u8>) {
     let seen = Arc::new(Mutex::new(None));
     let into = Arc::clone(&seen);
     let service = layer.layer(service_fn(move |request: Request<Full<Bytes>>| {
@@ -90,6 +95,30 @@ async fn g1_no_match_runs_in_an_empty_scope_and_leaves_the_extensions() {
         assert!(seen.current.unwrap().is_empty());
         assert!(seen.attached.is_empty());
         assert_eq!(seen.extensions, 0);
+    }
+}
+
+/// On the other side of a spawn, one who sent nothing is still told from one whom nobody asked.
+#[tokio::test]
+async fn g4_where_a_static_header_is_the_fallback_nothing_is_attached_as_well() {
+    let up = Upstream::builder("up", "https://up.example/mcp")
+        .rule(Rule::new("x-a").on_conflict(OnConflict::Caller))
+        .set("x-a", "service")
+        .build()
+        .unwrap();
+    let not_captured = ConnectErrorKind::Outbound(OutboundErrorKind::NotCaptured);
+    for (builder, expected) in [
+        (CaptureLayer::for_upstreams([&up]), Ok(())),
+        (CaptureLayer::for_names(["x-a"]), Ok(())),
+        (
+            CaptureLayer::for_upstreams([&upstream(&["x-a"])]),
+            Err(not_captured),
+        ),
+    ] {
+        let (seen, ..) = through_layer(builder.build().unwrap(), HeaderMap::new()).await;
+        let merged = identity().connect_for(&up, &seen.unwrap().attached).await;
+        let merged = merged.map(|outbound| assert_eq!(lines(&outbound), ["x-a: service"]));
+        assert_eq!(merged.map_err(|error| error.kind()), expected);
     }
 }
 
@@ -372,4 +401,5 @@ fn a_layer_tells_its_names_and_no_unchecked_text() {
     assert!(!format!("{error:?} {error}").contains("s3cret"));
     let layer = CaptureLayer::for_upstreams([&up]).build().unwrap();
     assert_eq!(layer.names(), ["authorization", "x-a", "x-key"]);
+    assert!(format!("{layer:?}").contains(r#"["authorization", "x-a", "x-key"]"#));
 }

@@ -405,6 +405,11 @@ async fn what_one_callers_headers_do_is_told_to_that_caller_alone() {
         assert_eq!(call("alice").await, 200);
     }
     assert_eq!(counting.asked.load(Relaxed), 2);
+    // Nor does an upstream that falls silent, to whom it accepted a moment ago.
+    assert_eq!(call("broken").await, 502);
+    assert_eq!(call("bob").await, 502);
+    assert_eq!(call("alice").await, 200);
+    assert_eq!(counting.asked.load(Relaxed), 3);
 }
 
 #[tokio::test(start_paused = true)]

@@ -193,11 +193,6 @@ impl Merged {
         }
         Some(refusal)
     }
-
-    /// Whether somebody waits for what the upstream says.
-    fn is_awaited(&self) -> bool {
-        self.slot.is_some()
-    }
 }
 
 /// Merges straight into the headers of a request that is on its way, as [`Outbound::apply`], but

@@ -402,9 +402,7 @@ fn answer<R>(
     let mut response = Response::new(reply::Body::inner(Body::new(body)));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
-    if refusal.is_some() || merged.is_awaited() {
-        mark(&mut response, refusal);
-    }
+    mark(&mut response, refusal);
     response
 }
 

@@ -146,9 +146,8 @@ impl Rule {
         }
     }
 
-    /// The rule with its names read; or everything that is wrong with them.
+    /// The rule with its names read, where each is one; what is wrong with them is in `mistakes`.
     pub(crate) fn compile(&self, mistakes: &mut Vec<Mistake>) -> Option<CompiledRule> {
-        let before = mistakes.len();
         let mut name = |text: &str| {
             names::forwardable(text)
                 .map_err(|mistake| mistakes.push(mistake))
@@ -160,19 +159,16 @@ impl Rule {
             None => source.clone(),
         };
         let only_with = self.only_with.as_deref().map(name);
-        if let Some(source) = &source {
-            if names::guarded(source) && !self.credential {
-                mistakes.push(Mistake::of(
-                    MistakeKind::Guarded,
-                    source,
-                    "carries a credential; if this upstream may have it, use `Rule::credential` \
-                     (`allow_credential`)",
-                ));
-            }
-            if only_with.iter().flatten().any(|name| name == source) {
-                let message = "cannot admit itself; name the header of the proxy's own key";
-                mistakes.push(Mistake::of(MistakeKind::Admission, source, message));
-            }
+        if let Some(source) = &source
+            && names::guarded(source)
+            && !self.credential
+        {
+            mistakes.push(Mistake::of(
+                MistakeKind::Guarded,
+                source,
+                "carries a credential; if this upstream may have it, use `Rule::credential` \
+                 (`allow_credential`)",
+            ));
         }
         for name in source.iter().chain(&target) {
             if self.multi && names::guarded(name) {
@@ -180,9 +176,6 @@ impl Rule {
                 mistakes.push(Mistake::of(MistakeKind::SingleValued, name, message));
                 break;
             }
-        }
-        if mistakes.len() > before {
-            return None;
         }
         let (source, target) = (source?, target?);
         let has_scheme = names::has_scheme(&target);
