@@ -1,6 +1,11 @@
 //! What the fuzz targets found, and what they began with: `fuzz/corpus`, once more.
 #![cfg(all(feature = "hmac", feature = "session"))]
-#![allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod fuzz;
 

@@ -5,8 +5,7 @@ use std::{convert::Infallible, future::ready};
 use http::{HeaderMap, HeaderValue, Request, Response, header::WWW_AUTHENTICATE};
 use http_body_util::{BodyExt, Empty};
 use mcp_forward::{
-    Challenge, ClientFactory, Inbound, InboundExt, Refusal, RefusalLayer, Upstream,
-    refusal::collect,
+    Challenge, ClientFactory, Inbound, Refusal, RefusalLayer, Upstream, refusal::collect,
 };
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -104,11 +103,14 @@ fn told(challenge: Challenge, refusal: &Refusal) -> Vec<HeaderValue> {
     let service = RefusalLayer::new()
         .challenge(challenge)
         .layer(service_fn(|_: Request<()>| {
-            let inbound = Inbound::current().expect("no scope");
-            // What is collected is nobody's to tell.
-            let ((), collected) =
-                done(collect(ready(inbound.report(refusal.clone()))).with_inbound(inbound.clone()));
-            assert!(collected.is_empty());
+            let again = refusal.clone();
+            let call = async { Inbound::current().expect("no scope").report(again) };
+            // What is collected is told once it is reported again.
+            let ((), collected) = done(collect(call));
+            assert_eq!(collected.len(), 1);
+            Inbound::current()
+                .expect("no scope")
+                .report(collected[0].clone());
             ready(Ok::<_, Infallible>(Response::new(
                 Empty::<bytes::Bytes>::new(),
             )))

@@ -1,9 +1,7 @@
-//! An upstream as a text, one rule or static header on each line, its words parted by tabs.
+//! An upstream as a text: on each line a rule or a static header, its words parted by tabs.
 //!
-//! ```text
-//! x-github-token	to=authorization	bearer	required
-//! =x-proxy	edge-1
-//! ```
+//! A rule is `source`, and perhaps `to=target`, `with=admission` and the names of `Rule`'s methods, `static`
+//! or `caller` for who wins; a static header is `=name` and its value.
 
 use http::HeaderName;
 use mcp_forward::{OnConflict, Rule, Upstream, UpstreamBuilder};

@@ -173,18 +173,19 @@ fn is_good_static((name, value): &(String, Vec<u8>), wrong: &mut Mistakes) -> bo
 /// What is wrong between any two that write the same header; a static one has no rule.
 fn twice(targets: &[(&str, Option<&RuleOf>)]) -> Mistakes {
     let mut wrong = Mistakes::new();
+    let folds: Vec<_> = targets.iter().map(|(name, _)| folded(name)).collect();
     for (at, (name, rule)) in targets.iter().enumerate() {
-        for (earlier, other) in &targets[..at] {
-            if folded(earlier) != folded(name) {
-            } else if !earlier.eq_ignore_ascii_case(name) {
-                add(&mut wrong, Kind::Ambiguous, name);
-            } else if let (Some(other), None) = (other, rule) {
-                let is_useless = other.required && other.on_conflict == Some(OnConflict::Caller);
-                if other.on_conflict.is_none() || is_useless {
-                    add(&mut wrong, Kind::Conflict, name);
-                }
-            } else {
-                add(&mut wrong, Kind::Duplicate, name);
+        let same = (0..at).filter(|earlier| folds[*earlier] == folds[at]);
+        for (earlier, other) in same.map(|earlier| targets[earlier]) {
+            let is_unclear = |other: &RuleOf| {
+                let winner = other.on_conflict;
+                winner.is_none() || winner == Some(OnConflict::Caller) && other.required
+            };
+            match (other, rule) {
+                _ if !earlier.eq_ignore_ascii_case(name) => add(&mut wrong, Kind::Ambiguous, name),
+                (Some(other), None) if is_unclear(other) => add(&mut wrong, Kind::Conflict, name),
+                (Some(_), None) => {}
+                _ => add(&mut wrong, Kind::Duplicate, name),
             }
         }
     }
