@@ -4,12 +4,10 @@ use std::{convert::Infallible, future::ready};
 
 use http::{HeaderMap, HeaderValue, Request, Response, header::WWW_AUTHENTICATE};
 use http_body_util::{BodyExt, Empty};
-use mcp_forward::{
-    Challenge, ClientFactory, Inbound, Refusal, RefusalLayer, Upstream, refusal::collect,
-};
+use mcp_forward::{Challenge, Inbound, Refusal, RefusalLayer, refusal::collect};
 use tower::{Layer, ServiceExt, service_fn};
 
-use super::{identity, oracle::done};
+use super::{oracle::done, refusal};
 
 const METADATA: &str = "https://proxy.example/.well-known/oauth-protected-resource";
 
@@ -86,16 +84,6 @@ pub fn check(text: &[u8]) -> bool {
     }
     assert_eq!(rest, "");
     is_told
-}
-
-fn refusal(status: u16, headers: &HeaderMap) -> Refusal {
-    let upstream =
-        Upstream::builder("up", "https://up.example/mcp").allow_credential("authorization");
-    let upstream = upstream.build().unwrap();
-    let outbound = done(identity().connect_for(&upstream, &Inbound::empty())).unwrap();
-    outbound
-        .refusal(status.try_into().unwrap(), headers)
-        .unwrap()
 }
 
 /// The challenges of the answer to a caller whose request ends in `refusal`.

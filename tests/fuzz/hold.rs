@@ -1,105 +1,21 @@
 //! Any body, in any pieces: the caller gets all of it or the refusal, and never a bit of both.
 
-use std::{
-    convert::Infallible,
-    future::ready,
-    pin::Pin,
-    sync::LazyLock,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{convert::Infallible, future::ready, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
-use http_body::{Body, Frame};
+use http::{Request, Response};
+use http_body::Frame;
 use http_body_util::BodyExt;
-use mcp_forward::{ClientFactory, Inbound, Refusal, RefusalLayer, Upstream};
-use tokio::time::{Sleep, sleep};
+use mcp_forward::{Inbound, RefusalLayer};
 use tower::{Layer, ServiceExt, service_fn};
 
-use super::{identity, oracle::done, paused};
+use super::{
+    paused,
+    script::{STEP, Scripted, Step, read},
+};
 
-/// How long each `T` takes; the fourth passes the hold limit of 10 s.
-const STEP: Duration = Duration::from_secs(3);
-
-static REFUSAL: LazyLock<Refusal> = LazyLock::new(|| {
-    let upstream =
-        Upstream::builder("up", "https://up.example/mcp").allow_credential("authorization");
-    let upstream = upstream.build().unwrap();
-    let outbound = done(identity().connect_for(&upstream, &Inbound::empty())).unwrap();
-    outbound
-        .refusal(StatusCode::UNAUTHORIZED, &HeaderMap::new())
-        .unwrap()
-});
-
-/// What a body does next.
-#[derive(Clone, Debug, PartialEq)]
-enum Step {
-    Frame(Bytes),
-    Trailers,
-    Report,
-    Wait,
-    Fail,
-}
-
-/// On the first line what the body does: a letter is a frame of 0 to 25 bytes, `K` one of 1 KiB, `R` a
-/// report, `T` time that passes, `E` a failure, `H` trailers. The bytes are those of the other lines.
-fn read(plan: &[u8], mut bytes: Bytes) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for step in plan {
-        let mut take = |length: usize| bytes.split_to(length.min(bytes.len()));
-        steps.push(match step {
-            b'a'..=b'z' => Step::Frame(take(usize::from(step - b'a'))),
-            b'K' => Step::Frame(take(1024)),
-            b'R' => Step::Report,
-            b'T' => Step::Wait,
-            b'E' => Step::Fail,
-            b'H' => Step::Trailers,
-            _ => continue,
-        });
-    }
-    steps
-}
-
-struct Scripted {
-    steps: std::vec::IntoIter<Step>,
-    waiting: Option<Pin<Box<Sleep>>>,
-}
-
-impl Body for Scripted {
-    type Data = Bytes;
-    type Error = &'static str;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        loop {
-            if let Some(waiting) = &mut self.waiting {
-                std::task::ready!(waiting.as_mut().poll(cx));
-                self.waiting = None;
-            }
-            return Poll::Ready(match self.steps.next() {
-                None => None,
-                Some(Step::Frame(bytes)) => Some(Ok(Frame::data(bytes))),
-                Some(Step::Trailers) => Some(Ok(Frame::trailers(HeaderMap::new()))),
-                Some(Step::Fail) => Some(Err("failed")),
-                Some(Step::Report) => {
-                    Inbound::current()
-                        .expect("no scope")
-                        .report(REFUSAL.clone());
-                    continue;
-                }
-                Some(Step::Wait) => {
-                    self.waiting = Some(Box::pin(sleep(STEP)));
-                    continue;
-                }
-            });
-        }
-    }
-}
-
-/// The plan, the content type and the bytes, see above; whether the response was released.
+/// On the first line what the body does, of which a `J` in front says that it is no event stream; its bytes
+/// are the other lines. Whether the response was released.
 pub fn check(input: &[u8]) -> bool {
     let mut lines = input.splitn(2, |byte| *byte == b'\n');
     let plan = lines.next().unwrap_or_default();
@@ -107,53 +23,46 @@ pub fn check(input: &[u8]) -> bool {
     let is_events = !plan.starts_with(b"J");
     let steps = read(plan, bytes);
     let expected = expected(&steps, is_events);
-    let (status, came) = paused(answer(steps.clone(), is_events));
+    let (status, came) = paused(answer(&steps, is_events));
     assert_eq!(status, expected, "{steps:?}");
     if status != 200 {
         return false;
     }
-    // An end by failure is one as well.
-    let of_body = steps
-        .iter()
-        .filter(|step| !matches!(step, Step::Report | Step::Wait));
-    let end = of_body.clone().position(|step| *step == Step::Fail);
-    let of_body: Vec<_> = of_body
-        .take(end.map_or(usize::MAX, |end| end + 1))
-        .cloned()
-        .collect();
-    assert_eq!(whole(&came), whole(&of_body));
+    // Nothing comes behind a failure.
+    let end = steps.iter().position(|step| *step == Step::Fail);
+    let sent = end.map_or(&steps[..], |end| &steps[..=end]);
+    assert_eq!(whole(&came), whole(sent));
     true
 }
 
-/// What came, however it was cut.
+/// What came, however it was cut: bytes between whatever is none.
 fn whole(steps: &[Step]) -> Vec<Step> {
     let mut whole = Vec::new();
     let mut bytes = Vec::new();
     for step in steps {
         match step {
             Step::Frame(more) => bytes.extend_from_slice(more),
-            other => whole.extend([
-                Step::Frame(std::mem::take(&mut bytes).into()),
-                other.clone(),
-            ]),
+            Step::Report | Step::Wait => {}
+            other => {
+                whole.push(Step::Frame(std::mem::take(&mut bytes).into()));
+                whole.push(other.clone());
+            }
         }
     }
     whole.push(Step::Frame(bytes.into()));
     whole
 }
 
-async fn answer(steps: Vec<Step>, is_events: bool) -> (u16, Vec<Step>) {
+/// The status of the answer, and its body.
+async fn answer(steps: &[Step], is_events: bool) -> (u16, Vec<Step>) {
     let content_type = if is_events {
         "text/event-stream; x"
     } else {
         "application/json"
     };
     let service = RefusalLayer::new().layer(service_fn(|_: Request<()>| {
-        let body = Scripted {
-            steps: steps.clone().into_iter(),
-            waiting: None,
-        };
         let response = Response::builder().header("content-type", content_type);
+        let body = Scripted::new(steps);
         ready(Ok::<_, Infallible>(response.body(body).unwrap()))
     }));
     let mut request = Request::post("/mcp").body(()).unwrap();

@@ -16,17 +16,19 @@ pub mod config;
 pub mod connection;
 pub mod hold;
 pub mod merge;
+mod model;
 #[path = "../support/oracle.rs"]
 pub mod oracle;
 #[path = "../support/restricted.rs"]
 mod restricted;
 pub mod rules;
+mod script;
 pub mod session;
 
 use std::{convert::Infallible, future::ready};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use mcp_forward::{CaptureLayer, ClientFactory, Inbound, Outbound};
+use mcp_forward::{CaptureLayer, ClientFactory, Inbound, Outbound, Refusal, Upstream};
 use oracle::done;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -70,4 +72,13 @@ pub fn capture(layer: &CaptureLayer, headers: HeaderMap) -> Result<Inbound, u16>
 /// A factory whose client is the `Outbound` itself.
 pub fn identity() -> impl ClientFactory<Client = Outbound> {
     |outbound: Outbound| async move { Ok::<_, Infallible>(outbound) }
+}
+
+/// What an answer of an upstream that takes the caller's `authorization` is.
+pub fn refusal(status: u16, headers: &HeaderMap) -> Refusal {
+    let upstream = Upstream::builder("up", "https://up.example/mcp");
+    let upstream = upstream.allow_credential("authorization").build().unwrap();
+    let outbound = done(identity().connect_for(&upstream, &Inbound::empty())).unwrap();
+    let status = status.try_into().unwrap();
+    outbound.refusal(status, headers).expect("401 or 403")
 }
