@@ -6,37 +6,11 @@
     reason = "tests"
 )]
 
+#[path = "support/restricted.rs"]
+mod restricted;
+
 use mcp_forward::{BuildError, MistakeKind, Rule, Upstream, UpstreamBuilder};
-
-/// The contract, written down a second time, so that a name lost from the crate's table is seen.
-const RESTRICTED: &str = "
-    host digest repr-digest want-repr-digest want-content-digest transfer-encoding expect accept
-    accept-encoding range if-match if-none-match if-modified-since if-unmodified-since if-range
-    x-http-method x-http-method-override x-method-override
-    connection close keep-alive proxy-connection proxy-features te trailer upgrade http2-settings
-    proxy-authenticate proxy-authentication-info alt-svc early-data max-forwards
-    last-event-id
-    dpop signature signature-input
-    forwarded via x-real-ip x-client-ip x-cluster-client-ip x-original-url x-original-host
-    x-rewrite-url true-client-ip cf-connecting-ip fastly-client-ip
-    origin referer dnt set-cookie cookie2
-    content-length content-type content-encoding content-digest content-future
-    mcp-session-id mcp-protocol-version mcp-method mcp-name mcp-param-region mcp-future
-    x-envoy-original-path x-envoy-future
-    x-forwarded-for x-forwarded-host x-forwarded-proto x-forwarded-port x-forwarded-prefix
-    x-forwarded-client-cert x-forwarded-anything
-    sec-fetch-site sec-websocket-key access-control-allow-origin access-control-request-method
-";
-
-const RELAYED: [&str; 5] = [
-    "x-forwarded-user",
-    "x-forwarded-email",
-    "x-forwarded-groups",
-    "x-forwarded-preferred-username",
-    "x-forwarded-access-token",
-];
-
-const GUARDED: [&str; 3] = ["authorization", "cookie", "proxy-authorization"];
+use restricted::{GUARDED, RELAYED, RESTRICTED};
 
 fn builder() -> UpstreamBuilder {
     Upstream::builder("up", "https://up.example/mcp")

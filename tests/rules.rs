@@ -157,6 +157,10 @@ fn a10_one_target_has_one_writer() {
     assert_eq!(kinds(two_rules.build()), [MistakeKind::Duplicate]);
     let two_statics = builder().set("x-a", "1").set("X-A", "2");
     assert_eq!(kinds(two_statics.build()), [MistakeKind::Duplicate]);
+    // Also where a rule writes it, and somebody wins.
+    let rule = Rule::new("x-a").on_conflict(OnConflict::Static);
+    let with_rule = builder().rule(rule).set("x-a", "1").set("x-a", "2");
+    assert_eq!(kinds(with_rule.build()), [MistakeKind::Duplicate]);
     let one_source = builder().allow("x-a").rule(Rule::new("x-a").to("x-b"));
     assert!(one_source.build().is_ok());
 }

@@ -11,8 +11,6 @@
 #[path = "support/oracle.rs"]
 mod oracle;
 
-use std::{fs, path::Path};
-
 use mcp_forward::ServerIdLayer;
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
@@ -219,37 +217,4 @@ proptest! {
     fn any_bytes_are_refused_or_a_message(body in vec(any::<u8>(), 0..64)) {
         oracle::splice(&body);
     }
-}
-
-/// What the fuzz targets found, and what they began with.
-fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
-        .join(target);
-    let files = fs::read_dir(folder).unwrap();
-    files
-        .map(|file| fs::read(file.unwrap().path()).unwrap())
-        .collect()
-}
-
-#[test]
-fn the_corpus_of_splice_holds() {
-    let corpus = corpus("splice");
-    let edited = corpus.iter().filter(|body| oracle::splice(body)).count();
-    assert!(
-        edited >= 10 && edited < corpus.len(),
-        "{edited} of {}",
-        corpus.len()
-    );
-}
-
-#[test]
-fn the_corpus_of_internal_proof_holds() {
-    let corpus = corpus("internal_proof");
-    let good = corpus.iter().filter(|bytes| oracle::proof(bytes)).count();
-    assert!(
-        good >= 1 && good < corpus.len(),
-        "{good} of {}",
-        corpus.len()
-    );
 }

@@ -354,10 +354,13 @@ fn check_targets(rules: &[CompiledRule], lines: &[Line], mistakes: &mut Vec<Mist
     let statics = lines.iter().map(|line| (&line.name, None));
     for (name, rule) in targets.chain(statics) {
         let folded = names::folded(name);
-        match seen
-            .iter()
-            .find(|(earlier, _)| names::folded(earlier) == folded)
-        {
+        let same = |is_alike: bool| {
+            seen.iter().find(|(earlier, other)| {
+                (other.is_some() == rule.is_some()) == is_alike && names::folded(earlier) == folded
+            })
+        };
+        // Among its like first: a static header that a rule may write too is still written once.
+        match same(true).or_else(|| same(false)) {
             None => {}
             Some((earlier, _)) if *earlier != name => mistakes.push(Mistake::of(
                 MistakeKind::Ambiguous,

@@ -222,7 +222,7 @@ fn edited(message: &Tree, reader: Reader, id: Option<&str>) -> Tree {
 }
 
 /// What a future that waits for nothing gives.
-fn done<T>(future: impl Future<Output = T>) -> T {
+pub fn done<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
         Poll::Pending => panic!("it waits"),
