@@ -92,8 +92,10 @@ async fn call(
     let response = request.body(message.to_string()).send().await.unwrap();
     let status = response.status().as_u16();
     let body = response.text().await.unwrap();
-    let data = body.lines().filter_map(|line| line.strip_prefix("data: {"));
-    let data = data.last().map_or(body.clone(), |it| format!("{{{it}"));
+    let mut data = body.lines().filter_map(|line| line.strip_prefix("data: {"));
+    let data = data
+        .next_back()
+        .map_or(body.clone(), |it| format!("{{{it}"));
     (status, serde_json::from_str(&data).expect(&body))
 }
 
