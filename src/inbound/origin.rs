@@ -64,6 +64,9 @@ impl OriginGuardLayer {
 
     /// Starts a guard for other hosts or origins.
     ///
+    /// Where workers pass requests on to each other, these come under a worker's own address: allow that
+    /// as well.
+    ///
     /// ```
     /// use mcp_forward::OriginGuardLayer;
     ///

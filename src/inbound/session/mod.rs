@@ -92,7 +92,8 @@ const SESSIONS: usize = 65_536;
 /// as MCP has it for a session that is over, and by [`remove`](Self::remove). Calls that are under
 /// way then go on. Clones of a layer share its sessions and its limits, also a limit that is set later.
 /// The sessions are in this process only: after a restart, or on another machine,
-/// clients get a 404 and initialize again.
+/// clients get a 404 and initialize again. What passes a request on to the worker that has its session
+/// therefore stands outside this layer.
 ///
 /// # Rejected requests
 ///
