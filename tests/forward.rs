@@ -271,6 +271,7 @@ async fn readiness_errors_and_drop_are_the_inner_services() {
     );
     assert!(service.poll_ready().is_ready());
     let abandoned = service.call(request());
+    assert_eq!(format!("{abandoned:?}"), "ForwardFuture { .. }");
     let (_, respond) = handle.next_request().await.unwrap();
     drop(abandoned);
     respond.send_response(Response::new(()));

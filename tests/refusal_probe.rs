@@ -554,3 +554,26 @@ async fn a_client_that_fails_with_a_refusal_is_refused() {
     assert_eq!(answer.headers()["www-authenticate"], expected);
     check_error(text(answer.into_body()).await.as_bytes(), -32000);
 }
+
+#[tokio::test]
+async fn readiness_is_the_inner_services_and_the_one_that_is_ready_is_called() {
+    let target = takes_credential(URL);
+    let inbound = capture(&[&target], [("authorization", "Bearer alice")]).await;
+    let client = service_fn(|_: Sent| async { Ok::<_, Infallible>(Response::new(())) });
+    let layer = ProbeLayer::new(client, move |_| [target.clone()]);
+    let (mut service, mut handle) =
+        tower_test::mock::spawn_layer::<Request<Full<Bytes>>, Response<Full<Bytes>>, _>(layer);
+    handle.allow(0);
+    assert!(service.poll_ready().is_pending());
+    handle.allow(1);
+    assert!(service.poll_ready().is_ready());
+    let mut request = Request::post("/").body(Full::default()).unwrap();
+    inbound.attach(request.extensions_mut());
+    let call = service.call(request);
+    let answer = async {
+        let (_, respond) = handle.next_request().await.unwrap();
+        respond.send_response(Response::default());
+    };
+    let (response, ()) = tokio::join!(call, answer);
+    assert_eq!(response.unwrap().status(), 200);
+}

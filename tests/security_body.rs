@@ -230,6 +230,12 @@ async fn n8_nesting_ends_at_128_without_recursion() {
             }
         }
     }
+    // Only the message is around another member.
+    for (depth, fits) in [(126, true), (127, true), (128, false)] {
+        let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let request = format!(r#"{{"method":"m","x":{nested}}}"#);
+        assert_eq!(scoped.body(request).await.is_ok(), fits, "{depth}");
+    }
     // 4 MiB that never close.
     for bomb in ["[", r#"{"a":"#, r#"[{"a":"#] {
         let bomb = bomb.repeat(4 * 1024 * 1024 / bomb.len() - 10);

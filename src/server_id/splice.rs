@@ -143,11 +143,10 @@ fn message(
         }
         match name {
             Some(PARAMS) => params = Params::read(scanner, depth + 1, edit.param)?,
-            Some(METHOD) if scanner.peek() != Some(b'"') => {
-                scanner.value(depth + 1)?;
-                has_name = false;
-            }
             _ => {
+                if name == Some(METHOD) {
+                    has_name = scanner.peek() == Some(b'"');
+                }
                 scanner.value(depth + 1)?;
             }
         }

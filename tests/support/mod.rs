@@ -421,6 +421,7 @@ where
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             let hint = body.size_hint().exact();
+            assert_eq!(body.is_end_stream(), hint == Some(0));
             let body = body.collect().await.unwrap().to_bytes().to_vec();
             assert!(hint.is_none_or(|hint| hint == body.len() as u64));
             seen.lock().unwrap().push(Seen { parts, body });
