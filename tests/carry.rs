@@ -283,6 +283,7 @@ impl Body for Events {
 }
 
 #[tokio::test]
+#[cfg_attr(miri, ignore = "sockets")]
 async fn a_body_polled_after_the_response_future_is_gone_http1_and_http2() {
     let (sender, mut dropped) = mpsc::unbounded_channel();
     let in_call = Arc::new(Mutex::new(Vec::new()));

@@ -24,6 +24,7 @@ mod restricted;
 pub mod rules;
 mod script;
 pub mod session;
+mod visit;
 
 use std::{convert::Infallible, future::ready};
 

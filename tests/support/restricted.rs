@@ -43,7 +43,9 @@ pub const GUARDED: [&str; 3] = ["authorization", "cookie", "proxy-authorization"
 
 /// Whether a name with `-` for every `_`, in small letters, is never forwarded.
 pub fn is_restricted(folded: &str) -> bool {
-    let is_listed = RESTRICTED.split_whitespace().any(|name| name == folded);
+    let is_listed = RESTRICTED
+        .split_ascii_whitespace()
+        .any(|name| name == folded);
     let is_prefixed = PREFIXES.iter().any(|prefix| folded.starts_with(prefix));
     !RELAYED.contains(&folded) && (is_listed || is_prefixed)
 }

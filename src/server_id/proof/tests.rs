@@ -5,6 +5,7 @@ use super::*;
 
 /// Here, because to make so many proofs takes long.
 #[test]
+#[cfg_attr(miri, ignore = "it takes minutes there, and has no memory of its own")]
 fn a_proof_that_nobody_can_remember_is_503() {
     let forward = InternalForward::new([("k1", [7; 32])]).unwrap();
     let verify = || {
