@@ -27,7 +27,10 @@ use rmcp::transport::streamable_http_server::{
 };
 use tokio::net::TcpListener;
 
-use crate::plan::{MARK, Place, Way, subject};
+use crate::{
+    plan::{Place, Way},
+    values::{MARK, subject},
+};
 
 /// How long an upstream may be silent before its caller is told so.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -139,6 +142,7 @@ fn gateway(upstreams: &[Upstream]) -> Router {
         .pool_idle_timeout(IDLE);
     let factory = Factory::builder().http(http).idle_time(IDLE);
     let proxy = Proxy::new(upstreams, factory.build().unwrap()).unwrap();
+    let proxy = proxy.list_timeout(HEAD_TIMEOUT);
     let service = StreamableHttpService::new(
         move || Ok(proxy.clone()),
         Arc::<LocalSessionManager>::default(),

@@ -1,11 +1,11 @@
-//! A caller's connection to the proxy, and its requests.
+//! A caller's connection to the proxy.
 //!
-//! It may not know what is planned.
+//! It may not know what is sent.
 
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use http_body_util::Full;
 use hyper::{
     body::Incoming,
@@ -67,18 +67,4 @@ impl Line {
         let open = self.open().await;
         open.sender.send_request(request.map(Full::from)).await
     }
-}
-
-/// How a caller of one protocol writes an HTTP request.
-pub fn request(to: SocketAddr, path: &str, method: &str, headers: HeaderMap) -> Request<Bytes> {
-    let mut request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", to.to_string())
-        .header("content-type", "application/json")
-        .header("accept", "application/json, text/event-stream")
-        .body(Bytes::new())
-        .unwrap();
-    request.headers_mut().extend(headers);
-    request
 }

@@ -16,11 +16,15 @@ mod answer;
 mod caller;
 mod house;
 mod line;
+mod message;
 mod plan;
+mod session;
 mod site;
 #[path = "../support/mod.rs"]
 mod support;
 mod table;
+mod values;
+mod wire;
 mod world;
 
 use std::{
@@ -37,6 +41,7 @@ use tokio::{
 
 use caller::Callers;
 use house::{House, workers};
+use message::Proxy;
 use plan::{Chaos, FILLING, PLACES, PRINCIPALS, Way};
 use site::Site;
 use world::World;
@@ -92,13 +97,12 @@ impl Outside {
 
     /// Callers of `house`: they make so many calls each as they are told, and say when they have.
     fn callers(&self, house: &House) -> (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<()>) {
-        let callers = Arc::new(Callers {
-            world: Arc::clone(&self.world),
-            sites: self.sites.clone(),
-            proxy: house.addr,
+        let proxy = Proxy {
+            addr: house.addr,
             forward: workers(),
-            sessions: (0..PRINCIPALS).map(|_| Default::default()).collect(),
-        });
+        };
+        let (world, sites) = (Arc::clone(&self.world), self.sites.clone());
+        let callers = Arc::new(Callers::new(world, sites, proxy));
         let (go, mut told) = mpsc::unbounded_channel();
         let (tell, done) = mpsc::unbounded_channel();
         self.runtime.spawn(async move {
@@ -118,9 +122,10 @@ impl Outside {
         let calls: u64 = tally.values().flat_map(|it| it.values()).sum();
         let way = self.world.chaos.way;
         println!("{way:?}: {calls} calls");
-        for (fault, outcomes) in &tally {
+        for ((list, fault), outcomes) in &tally {
+            let what = if *list { "list" } else { "call" };
             println!(
-                "{way:?}: {fault:?} {} times: {outcomes:?}",
+                "{way:?}: {what} {fault:?} {} times: {outcomes:?}",
                 outcomes.values().sum::<u64>()
             );
         }

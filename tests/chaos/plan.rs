@@ -1,23 +1,15 @@
-//! What happens to each call, and which values are its own: all of it follows from the seed, the way,
-//! the principal and the number of the call.
+//! What happens to each call: all of it follows from the seed, the way, the principal and the number of
+//! the call.
 //!
 //! It may not know how a fault is done, nor what a caller sees of it.
 
 use std::fmt;
 
-use crate::support::Recorded;
-
 pub const PRINCIPALS: u64 = 64;
-
-/// How many calls of one principal go on with one token at `gamma`.
-const GENERATION: u64 = 16;
 
 /// How many calls of each principal are all probed and proved, so that what the layers remember of
 /// both for a while is as much as it will ever be.
 pub const FILLING: u64 = 40;
-
-/// What begins each value that is somebody's.
-pub const MARK: &str = "chaos.";
 
 /// The service under attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +47,11 @@ impl Place {
         matches!(self, Self::Alpha | Self::Beta)
     }
 
+    /// Whether two calls of one principal differ there.
+    pub fn tells_calls(self) -> bool {
+        self != Self::Gamma
+    }
+
     /// Whether it answers GET, and takes up an event stream that broke off.
     pub fn has_streams(self) -> bool {
         self == Self::Alpha
@@ -89,6 +86,23 @@ pub enum Fault {
     Leave,
     /// The caller names a session of somebody else.
     Stranger,
+}
+
+impl Fault {
+    /// Whether it can meet what comes before the call: where no call can come after it.
+    fn may_be_early(self) -> bool {
+        use Fault::{Delay, LoseSession, Silent, StallInBody};
+        let goes_on = matches!(
+            self,
+            Self::None | Delay | LoseSession | Silent | StallInBody
+        );
+        !goes_on && !self.is_callers()
+    }
+
+    /// Whether it is the caller who does it.
+    pub fn is_callers(self) -> bool {
+        matches!(self, Self::Vanish | Self::Leave | Self::Stranger)
+    }
 }
 
 /// How often, of 4,096 calls; the rest has none.
@@ -149,6 +163,10 @@ pub enum Claim {
 pub struct Plan {
     pub place: Place,
     pub fault: Fault,
+    /// Whether all upstreams are asked for their tools, instead of one for a call.
+    pub list: bool,
+    /// Whether the fault meets the first message to the upstream, before the call itself is sent.
+    pub early: bool,
     /// Whether the upstream answers in an event stream.
     pub events: bool,
     /// Whether the path names the upstream. A relay's always does.
@@ -181,26 +199,32 @@ impl Chaos {
     }
 
     pub fn plan(&self, call: Call) -> Plan {
+        let is_filling = call.number < FILLING;
         let place = PLACES[usize::try_from(self.roll(call, 1, 4)).unwrap()];
         let in_session = self.in_session(call.principal, place);
-        let mut rest = self.roll(call, 2, 4096);
-        let drawn = WEIGHTS.iter().find(|(_, weight)| {
-            let is_drawn = rest < *weight;
-            rest = rest.wrapping_sub(*weight);
-            is_drawn
-        });
-        let fault = match drawn.map_or(Fault::None, |(fault, _)| *fault) {
-            Fault::LoseSession if !place.has_sessions() => Fault::None,
-            Fault::Stranger if !in_session => Fault::None,
-            fault => fault,
+        let in_gateway = self.way == Way::Gateway;
+        let list = in_gateway && self.roll(call, 4, 16) == 0;
+        let probed = !list && (is_filling || self.roll(call, 5, 128) == 0);
+        // Such a call has a connection of its own. (What a probe sends is no part of the call.)
+        let alone =
+            in_gateway && !probed && place.tells_calls() && !(in_session && place.has_sessions());
+        let drawn = self.fault(call);
+        let is_possible = match drawn {
+            Fault::LoseSession => place.has_sessions(),
+            Fault::Stranger => in_session,
+            // Which list it is, cannot be told there.
+            _ => !list || place.tells_calls() || drawn == Fault::Leave,
         };
-        let is_filling = call.number < FILLING;
+        let fault = if is_possible { drawn } else { Fault::None };
+        let early = alone && fault.may_be_early() && self.roll(call, 9, 4) == 0;
         Plan {
             place,
             fault,
-            events: self.roll(call, 3, 2) == 0,
-            scoped: self.way == Way::Relay || (!in_session && self.roll(call, 4, 2) == 0),
-            probed: is_filling || self.roll(call, 5, 128) == 0,
+            list,
+            early,
+            events: !early && self.roll(call, 3, 2) == 0,
+            scoped: !in_gateway || (!list && !in_session && self.roll(call, 10, 2) == 0),
+            probed,
             claim: match self.roll(call, 6, 512) {
                 _ if is_filling => Claim::Proved,
                 0..8 => Claim::Forged,
@@ -208,6 +232,16 @@ impl Chaos {
                 _ => Claim::None,
             },
         }
+    }
+
+    fn fault(&self, call: Call) -> Fault {
+        let mut rest = self.roll(call, 2, 4096);
+        let drawn = WEIGHTS.iter().find(|(_, weight)| {
+            let is_drawn = rest < *weight;
+            rest = rest.wrapping_sub(*weight);
+            is_drawn
+        });
+        drawn.map_or(Fault::None, |(fault, _)| *fault)
     }
 
     /// Whether the principal calls in a session; a relay's sessions are the upstream's.
@@ -225,99 +259,4 @@ fn split_mix(seed: u64) -> u64 {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
-}
-
-fn value(owner: &str, kind: &str, principal: u64, number: u64) -> String {
-    format!("{MARK}{owner}.{kind}.{principal}.{number}")
-}
-
-/// What the caller sends with every call: something for each upstream, for the proxy, and for nobody.
-pub fn sent(call: Call) -> Vec<(&'static str, String)> {
-    let Call { principal, number } = call;
-    let own = |owner, kind| value(owner, kind, principal, number);
-    vec![
-        ("x-proxy-key", own("proxy", "key")),
-        ("cookie", format!("jar={}", own("nobody", "cookie"))),
-        ("x-unknown", own("nobody", "unknown")),
-        ("authorization", format!("Bearer {}", own("alpha", "token"))),
-        ("x-alpha-call", own("alpha", "call")),
-        ("x-beta-token", own("beta", "token")),
-        ("x-beta-call", own("beta", "call")),
-        ("x-gamma-token", gamma(call)),
-        ("x-delta-call", own("delta", "call")),
-        // Somebody else's, which the proxy must not believe.
-        ("x-subject", subject((principal + 1) % PRINCIPALS)),
-    ]
-}
-
-fn gamma(call: Call) -> String {
-    value("gamma", "token", call.principal, call.number / GENERATION)
-}
-
-pub fn subject(principal: u64) -> String {
-    value("delta", "subject", principal, 0)
-}
-
-/// Every line that an upstream must see of this call, and no other of anybody's; sorted by name.
-pub fn expected(place: Place, call: Call) -> Vec<(&'static str, String)> {
-    let Call { principal, number } = call;
-    let own = |kind| value(place.name(), kind, principal, number);
-    match place {
-        Place::Alpha => vec![
-            ("authorization", format!("Bearer {}", own("token"))),
-            ("x-alpha-call", own("call")),
-        ],
-        Place::Beta => vec![
-            ("authorization", format!("Bearer {}", own("token"))),
-            ("x-call", own("call")),
-            ("x-proxy", "edge".to_owned()),
-        ],
-        Place::Gamma => vec![("authorization", format!("Bearer {}", gamma(call)))],
-        Place::Delta => vec![
-            ("authorization", "Bearer operator".to_owned()),
-            ("x-delta-call", own("call")),
-            ("x-subject", subject(principal)),
-        ],
-    }
-}
-
-/// Every line of a request that is anybody's, sorted by name.
-pub fn seen(request: &Recorded) -> Vec<(&str, &str)> {
-    let lines = request.headers.iter();
-    let lines = lines.map(|(name, value)| (name.as_str(), value.as_str()));
-    let is_ours = |(name, value): &(&str, &str)| {
-        value.contains(MARK)
-            || name.starts_with("x-")
-            || matches!(*name, "authorization" | "cookie")
-    };
-    let mut lines: Vec<_> = lines.filter(is_ours).collect();
-    lines.sort_unstable();
-    lines
-}
-
-/// The call that a request without a call's body belongs to, by what `place` is sent.
-pub fn call_of(place: Place, request: &Recorded) -> Option<Call> {
-    let name = match place {
-        Place::Alpha => "x-alpha-call",
-        Place::Beta => "x-call",
-        Place::Gamma => "authorization",
-        Place::Delta => "x-delta-call",
-    };
-    let value = request.all(name).first()?.rsplit(['.']);
-    let mut numbers = value.map_while(|part| part.parse::<u64>().ok());
-    let (number, principal) = (numbers.next()?, numbers.next()?);
-    let scale = if place == Place::Gamma { GENERATION } else { 1 };
-    Some(Call {
-        principal,
-        number: number * scale,
-    })
-}
-
-/// What the upstream tells of a call: everything that it saw of anybody's.
-pub fn told<N: AsRef<str>, V: AsRef<str>>(place: Place, call: Call, lines: &[(N, V)]) -> String {
-    let lines = lines.iter();
-    let lines: Vec<_> = lines
-        .map(|(name, value)| [name.as_ref(), value.as_ref()].join(": "))
-        .collect();
-    format!("{} to {}: {}", call, place.name(), lines.join(", "))
 }

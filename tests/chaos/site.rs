@@ -5,7 +5,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
     net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock,
@@ -24,8 +23,10 @@ use tokio::{
 };
 
 use crate::{
-    plan::{Call, Fault, PLACES, Place, Way, seen, told},
+    plan::{Call, Fault, PLACES, Place, Plan, Way},
     support::{Recorded, read_request},
+    values::{seen, told},
+    wire::{EVENTS, JSON, Kept, begin, refuse, reset, respond, result_of},
     world::World,
 };
 
@@ -54,9 +55,6 @@ pub struct Site {
     restart: Notify,
 }
 
-/// Whether the connection is used for another request.
-type Kept = io::Result<bool>;
-
 impl Site {
     pub async fn start(place: Place, world: &Arc<World>) -> Arc<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -83,6 +81,11 @@ impl Site {
     /// Changes with every restart; odd during one.
     pub fn restarts(&self) -> u64 {
         self.restarts.load(Ordering::SeqCst)
+    }
+
+    /// Whether it restarts, or has since it was `before`.
+    pub fn has_restarted(&self, before: u64) -> bool {
+        before % 2 == 1 || self.restarts() != before
     }
 
     pub fn knows(&self, session: &str) -> bool {
@@ -148,7 +151,15 @@ impl Site {
         if session.is_some() && owner.is_none() {
             return respond(stream, 404, "", "").await;
         }
-        let principal = self.world.judge_message(place, owner, request);
+        let Some(call) = self.world.judge_message(place, owner, request) else {
+            return Ok(false);
+        };
+        let plan = self.world.chaos.plan(call);
+        let is_early = plan.early && plan.place == place && message["id"].is_number();
+        if method == "tools/list" || is_early {
+            return self.list(call, &message, session, request, stream).await;
+        }
+        let principal = call.principal;
         let is_get = request.line.starts_with("GET ");
         let result = match method {
             "initialize" if !newest => {
@@ -166,11 +177,6 @@ impl Site {
             "server/discover" if newest => json!({
                 "supportedVersions": ["2026-07-28"],
                 "capabilities": { "tools": {} },
-                "ttlMs": 0,
-                "cacheScope": "private",
-            }),
-            "tools/list" => json!({
-                "tools": [{ "name": "echo", "inputSchema": { "type": "object" } }],
                 "ttlMs": 0,
                 "cacheScope": "private",
             }),
@@ -194,7 +200,7 @@ impl Site {
     async fn stream(&self, principal: u64, request: &Recorded, stream: &mut TcpStream) -> Kept {
         let mut answer = "HTTP/1.1 200 -\r\ncontent-type: text/event-stream\r\n\r\n".to_owned();
         let last = request.all("last-event-id").first().copied();
-        let call = last.and_then(|id| Call::in_event_id(id));
+        let call = last.and_then(Call::in_event_id);
         if let Some(call) = call {
             let untold = self.untold.lock().unwrap().remove(&call);
             let (Some(event), true) = (untold, call.principal == principal) else {
@@ -225,22 +231,60 @@ impl Site {
             return Ok(false);
         };
         let call = Call { principal, number };
+        if self.is_lost(call, session) {
+            return respond(stream, 404, "", "").await;
+        }
+        self.world.judge_call(self.place, call, request);
+        let text = told(self.place, &seen(request));
+        let result = json!({ "content": [{ "type": "text", "text": text }] });
+        let plan = self.world.chaos.plan(call);
+        self.perform(call, plan, &result_of(message, result), stream)
+            .await
+    }
+
+    /// The list of tools, of which one says who asks; or what comes before a call that is to fail.
+    async fn list(
+        &self,
+        call: Call,
+        message: &Value,
+        session: Option<&str>,
+        request: &Recorded,
+        stream: &mut TcpStream,
+    ) -> Kept {
+        let plan = self.world.chaos.plan(call);
+        let is_meant = plan.place == self.place && (plan.list || plan.early);
+        if is_meant && self.is_lost(call, session) {
+            return respond(stream, 404, "", "").await;
+        }
+        let text = told(self.place, &seen(request));
+        let result = json!({
+            "tools": [{ "name": "echo", "description": text, "inputSchema": { "type": "object" } }],
+            "ttlMs": 0,
+            "cacheScope": "private",
+        });
+        let body = result_of(message, result);
+        match is_meant {
+            true => self.perform(call, plan, &body, stream).await,
+            false => respond(stream, 200, JSON, &body).await,
+        }
+    }
+
+    /// Whether the session is gone; for a call that is to lose its own, the first time.
+    fn is_lost(&self, call: Call, session: Option<&str>) -> bool {
         let plan = self.world.chaos.plan(call);
         if plan.fault == Fault::LoseSession && self.lost.lock().unwrap().insert(call) {
             self.forget(session);
         }
-        if session.is_some_and(|id| !self.knows(id)) {
-            return respond(stream, 404, "", "").await;
-        }
-        self.world.judge_call(self.place, call, request);
-        let text = told(self.place, call, &seen(request));
-        let result = json!({ "content": [{ "type": "text", "text": text }] });
-        let body = result_of(message, result);
+        session.is_some_and(|id| !self.knows(id))
+    }
+
+    /// Does what is planned, with `body` as the answer.
+    async fn perform(&self, call: Call, plan: Plan, body: &str, stream: &mut TcpStream) -> Kept {
         let body = if plan.events {
             let id = call.event_id();
             format!("id: {id}\nretry: 100\ndata:\n\nevent: message\ndata: {body}\n\n")
         } else {
-            body
+            body.to_owned()
         };
         self.world.tell(call);
         match plan.fault {
@@ -312,40 +356,4 @@ impl Site {
         }
         Ok(false)
     }
-}
-
-const JSON: &str = "content-type: application/json\r\n";
-const EVENTS: &str = "content-type: text/event-stream\r\n";
-
-fn result_of(message: &Value, mut result: Value) -> String {
-    // What is older than 2026-07-28 does not mind.
-    result["resultType"] = json!("complete");
-    json!({ "jsonrpc": "2.0", "id": message["id"], "result": result }).to_string()
-}
-
-async fn respond(stream: &mut TcpStream, status: u16, lines: &str, body: &str) -> Kept {
-    let length = body.len();
-    let answer = format!("HTTP/1.1 {status} -\r\n{lines}content-length: {length}\r\n\r\n{body}");
-    stream.write_all(answer.as_bytes()).await?;
-    Ok(true)
-}
-
-async fn refuse(stream: &mut TcpStream, status: u16, challenge: &str) -> Kept {
-    let lines = format!("www-authenticate: {challenge}\r\n");
-    respond(stream, status, &lines, "").await
-}
-
-/// The head of an answer, and the first half of its body.
-async fn begin(stream: &mut TcpStream, events: bool, body: &str) -> io::Result<()> {
-    let lines = if events { EVENTS } else { JSON };
-    let length = body.len();
-    let half = &body[..length / 2];
-    let answer = format!("HTTP/1.1 200 -\r\n{lines}content-length: {length}\r\n\r\n{half}");
-    stream.write_all(answer.as_bytes()).await
-}
-
-/// The peer finds the connection reset.
-fn reset(stream: &TcpStream) -> Kept {
-    stream.set_zero_linger()?;
-    Ok(false)
 }

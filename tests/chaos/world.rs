@@ -14,13 +14,17 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
-    plan::{Call, Chaos, Fault, PRINCIPALS, Place, call_of, expected, seen},
+    plan::{Call, Chaos, Fault, Place, Plan},
     support::Recorded,
     table::Outcome,
+    values::{call_of, expected, seen},
 };
 
 /// How many mismatches are kept.
 const SHOWN: usize = 20;
+
+/// How often each fault was planned for calls, and for lists, and what it came to.
+pub type Tally = BTreeMap<(bool, Fault), BTreeMap<Outcome, u64>>;
 
 pub struct World {
     pub chaos: Chaos,
@@ -31,7 +35,7 @@ pub struct World {
     busy: AtomicUsize,
     idle: Notify,
     wrong: Mutex<(usize, Vec<String>)>,
-    tally: Mutex<BTreeMap<Fault, BTreeMap<Outcome, u64>>>,
+    tally: Mutex<Tally>,
 }
 
 impl World {
@@ -60,12 +64,16 @@ impl World {
         self.wrong.lock().unwrap().clone()
     }
 
-    pub fn count(&self, fault: Fault, outcome: Outcome) {
+    pub fn count(&self, plan: &Plan, outcome: Outcome) {
         let mut tally = self.tally.lock().unwrap();
-        *tally.entry(fault).or_default().entry(outcome).or_default() += 1;
+        *tally
+            .entry((plan.list, plan.fault))
+            .or_default()
+            .entry(outcome)
+            .or_default() += 1;
     }
 
-    pub fn tally(&self) -> BTreeMap<Fault, BTreeMap<Outcome, u64>> {
+    pub fn tally(&self) -> Tally {
         self.tally.lock().unwrap().clone()
     }
 
@@ -85,7 +93,8 @@ impl World {
     /// A call reaches an upstream: that it should, once, and with its own values.
     pub fn judge_call(&self, place: Place, call: Call, request: &Recorded) {
         let plan = self.chaos.plan(call);
-        if plan.place != place || plan.fault == Fault::Stranger {
+        let is_meant = plan.place == place && !plan.list && !plan.early;
+        if !is_meant || plan.fault == Fault::Stranger {
             self.wrong(format!("{call} came to {}: {plan:?}", place.name()));
         }
         if !self.accepted.lock().unwrap().insert(call) {
@@ -95,17 +104,22 @@ impl World {
     }
 
     /// Any other message reaches an upstream: all its values are those of one call of one principal,
-    /// who is the session's.
-    pub fn judge_message(&self, place: Place, owner: Option<u64>, request: &Recorded) -> u64 {
+    /// who is the session's. Gives that call.
+    pub fn judge_message(
+        &self,
+        place: Place,
+        owner: Option<u64>,
+        request: &Recorded,
+    ) -> Option<Call> {
         let Some(call) = call_of(place, request) else {
-            self.wrong(format!("nobody's {} {request:?}", place.name()));
-            return PRINCIPALS;
+            self.wrong(format!("nobody's came to {}: {request:?}", place.name()));
+            return None;
         };
         self.judge_lines(place, call, request);
         if owner.is_some_and(|owner| owner != call.principal) {
             self.wrong(format!("{call} in the session of {owner:?}: {request:?}"));
         }
-        call.principal
+        Some(call)
     }
 
     fn judge_lines(&self, place: Place, call: Call, request: &Recorded) {
