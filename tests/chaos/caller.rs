@@ -151,7 +151,7 @@ impl Lane {
     ) -> Result<Came, String> {
         let all = Arc::clone(&self.all);
         let world = &all.world;
-        let is_call = world.chaos.way == Way::Gateway && !plan.list;
+        let in_gateway = world.chaos.way == Way::Gateway;
         match plan.fault {
             Fault::Leave => {
                 let at = Duration::from_micros(world.chaos.roll(call, 8, 100_000));
@@ -167,8 +167,8 @@ impl Lane {
                     _ = arrival => {}
                 }
             }
-            // Nobody else ends it.
-            Fault::Silent | Fault::StallInBody if is_call => {
+            // Nobody else ends it: not so soon, where it is a list.
+            Fault::Silent | Fault::StallInBody if in_gateway => {
                 let arrival = world.arrival(call);
                 let session = request.headers().get("mcp-session-id").cloned();
                 tokio::select! {
@@ -181,7 +181,7 @@ impl Lane {
                     all.sessions.cancel(&path, call, session).await?;
                 }
             }
-            Fault::StallInBody if !plan.list => {
+            Fault::StallInBody => {
                 let response = self.line.send(request).await;
                 let response = response.map_err(|error| error.to_string())?;
                 if response.status() != 200 {

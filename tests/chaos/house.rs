@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// How long an upstream may be silent before its caller is told so.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After which time nothing is kept that nobody uses.
 const IDLE: Duration = Duration::from_secs(2);
@@ -142,7 +142,6 @@ fn gateway(upstreams: &[Upstream]) -> Router {
         .pool_idle_timeout(IDLE);
     let factory = Factory::builder().http(http).idle_time(IDLE);
     let proxy = Proxy::new(upstreams, factory.build().unwrap()).unwrap();
-    let proxy = proxy.list_timeout(HEAD_TIMEOUT);
     let service = StreamableHttpService::new(
         move || Ok(proxy.clone()),
         Arc::<LocalSessionManager>::default(),

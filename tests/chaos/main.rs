@@ -185,7 +185,7 @@ impl Attack {
 fn counted(way: Way, calls: u64) {
     let outside = Outside::start(way);
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    let each = calls / PRINCIPALS;
+    let each = calls.div_ceil(PRINCIPALS);
     let mut attack = None;
     // Whatever is made once, these make.
     let first = measure(|| {
@@ -209,7 +209,7 @@ fn threaded(way: Way, calls: u64) {
     let runtime = builder.worker_threads(4).enable_all().build().unwrap();
     let attack = async {
         let mut attack = Attack::begin(&outside).await;
-        attack.until(calls / PRINCIPALS).await;
+        attack.until(calls.div_ceil(PRINCIPALS)).await;
     };
     runtime.block_on(attack);
     outside.verdict();

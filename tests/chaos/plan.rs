@@ -116,7 +116,7 @@ const WEIGHTS: [(Fault, u64); 16] = [
     (Fault::Refuse401, 20),
     (Fault::Refuse403, 10),
     (Fault::ForbidScope, 8),
-    (Fault::Silent, 2),
+    (Fault::Silent, 1),
     (Fault::StallInBody, 8),
     (Fault::LoseSession, 10),
     (Fault::Restart, 2),

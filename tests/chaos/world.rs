@@ -91,16 +91,15 @@ impl World {
     }
 
     /// A call reaches an upstream: that it should, once, and with its own values.
-    pub fn judge_call(&self, place: Place, call: Call, request: &Recorded) {
+    pub fn judge_call(&self, place: Place, owner: Option<u64>, call: Call, request: &Recorded) {
         let plan = self.chaos.plan(call);
-        let is_meant = plan.place == place && !plan.list && !plan.early;
-        if !is_meant || plan.fault == Fault::Stranger {
+        if plan.place != place || plan.list || plan.early {
             self.wrong(format!("{call} came to {}: {plan:?}", place.name()));
         }
         if !self.accepted.lock().unwrap().insert(call) {
             self.wrong(format!("{call} came to {} twice", place.name()));
         }
-        self.judge_lines(place, call, request);
+        self.judge_lines(place, owner, call, request);
     }
 
     /// Any other message reaches an upstream: all its values are those of one call of one principal,
@@ -115,14 +114,14 @@ impl World {
             self.wrong(format!("nobody's came to {}: {request:?}", place.name()));
             return None;
         };
-        self.judge_lines(place, call, request);
-        if owner.is_some_and(|owner| owner != call.principal) {
-            self.wrong(format!("{call} in the session of {owner:?}: {request:?}"));
-        }
+        self.judge_lines(place, owner, call, request);
         Some(call)
     }
 
-    fn judge_lines(&self, place: Place, call: Call, request: &Recorded) {
+    fn judge_lines(&self, place: Place, owner: Option<u64>, call: Call, request: &Recorded) {
+        if owner.is_some_and(|owner| owner != call.principal) {
+            self.wrong(format!("{call} in the session of {owner:?}: {request:?}"));
+        }
         let expected = expected(place, call);
         let expected = expected.iter().map(|(name, value)| (*name, value.as_str()));
         let seen = seen(request);
