@@ -175,7 +175,7 @@ impl Attack {
         let waited = tokio::time::timeout(PATIENCE, waiting).await;
         let (alive, alone) = (alive(), self.alone);
         assert!(waited.is_ok(), "{alive} tasks are left, not {alone}");
-        println!("{alive} tasks are left, of {alone}");
+        println!("{alive} tasks live, {alone} may");
         let sessions = &self.house.sessions;
         assert_eq!((sessions.live(), sessions.principals()), (0, 0));
     }
