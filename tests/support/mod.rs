@@ -203,7 +203,8 @@ impl RawUpstream {
     }
 }
 
-async fn read_request(stream: &mut TcpStream) -> Option<Recorded> {
+/// The next request, where the peer sends one.
+pub async fn read_request(stream: &mut TcpStream) -> Option<Recorded> {
     let mut bytes = Vec::new();
     let head_end = loop {
         if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {

@@ -1,0 +1,236 @@
+//! Chaos: 64 principals call several upstreams through the relay and through the gateway, with every
+//! layer on, while upstreams delay, reset, redirect, refuse, stall, lose sessions and restart, and
+//! callers go away. `README.md` says what a caller sees of each, and how to run more calls.
+//!
+//! The house runs on one thread, whose allocations are counted; its callers and upstreams on others.
+#![allow(
+    unreachable_pub,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests, and the figures that are written down"
+)]
+
+mod answer;
+mod caller;
+mod house;
+mod line;
+mod message;
+mod plan;
+mod session;
+mod site;
+#[path = "../support/mod.rs"]
+mod support;
+mod table;
+mod values;
+mod wire;
+mod world;
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
+
+use allocation_counter::measure;
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    sync::mpsc,
+};
+
+use caller::Callers;
+use house::{House, workers};
+use message::Proxy;
+use plan::{Chaos, FILLING, PLACES, PRINCIPALS, Way};
+use site::Site;
+use world::World;
+
+/// How many calls there are all together, unless `CHAOS_CALLS` says.
+const CALLS: u64 = 100_000;
+
+/// What any wait here is given up after.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn variable(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is no number")),
+    )
+}
+
+/// So many hundredths of all calls.
+fn share(percent: u64) -> u64 {
+    variable("CHAOS_CALLS").unwrap_or(CALLS) * percent / 100
+}
+
+/// The callers and the upstreams, in threads of their own.
+struct Outside {
+    world: Arc<World>,
+    sites: Vec<Arc<Site>>,
+    runtime: Runtime,
+}
+
+impl Outside {
+    fn start(way: Way) -> Self {
+        let seed = variable("CHAOS_SEED").unwrap_or_else(|| RandomState::new().hash_one(way as u8));
+        println!("{way:?}: CHAOS_SEED={seed}");
+        let world = Arc::new(World::new(Chaos { way, seed }));
+        let mut builder = Builder::new_multi_thread();
+        let runtime = builder.worker_threads(2).enable_all().build().unwrap();
+        let sites = runtime.block_on(async {
+            let mut sites = Vec::new();
+            for place in PLACES {
+                sites.push(Site::start(place, &world).await);
+            }
+            sites
+        });
+        let addrs: Vec<_> = sites.iter().map(|site| site.addr).collect();
+        sites.iter().for_each(|site| site.meet(&addrs));
+        Self {
+            world,
+            sites,
+            runtime,
+        }
+    }
+
+    /// Callers of `house`: they make so many calls each as they are told, and say when they have.
+    fn callers(&self, house: &House) -> (mpsc::UnboundedSender<u64>, mpsc::UnboundedReceiver<()>) {
+        let proxy = Proxy {
+            addr: house.addr,
+            forward: workers(),
+        };
+        let (world, sites) = (Arc::clone(&self.world), self.sites.clone());
+        let callers = Arc::new(Callers::new(world, sites, proxy));
+        let (go, mut told) = mpsc::unbounded_channel();
+        let (tell, done) = mpsc::unbounded_channel();
+        self.runtime.spawn(async move {
+            let mut first = 0;
+            while let Some(last) = told.recv().await {
+                callers.run(first, last).await;
+                first = last;
+                tell.send(()).unwrap();
+            }
+        });
+        (go, done)
+    }
+
+    /// Prints the figures, and fails where anything was wrong.
+    fn verdict(&self) {
+        let tally = self.world.tally();
+        let calls: u64 = tally.values().flat_map(|it| it.values()).sum();
+        let way = self.world.chaos.way;
+        println!("{way:?}: {calls} calls");
+        for ((list, fault), outcomes) in &tally {
+            let what = if *list { "list" } else { "call" };
+            println!(
+                "{way:?}: {what} {fault:?} {} times: {outcomes:?}",
+                outcomes.values().sum::<u64>()
+            );
+        }
+        let (mismatches, first) = self.world.mismatches();
+        let seed = self.world.chaos.seed;
+        assert_eq!(mismatches, 0, "CHAOS_SEED={seed}; the first: {first:#?}");
+    }
+}
+
+/// A house, and the callers that have been told of it.
+struct Attack {
+    house: House,
+    go: mpsc::UnboundedSender<u64>,
+    done: mpsc::UnboundedReceiver<()>,
+    /// How many tasks of the house live while nobody calls.
+    alone: usize,
+}
+
+fn alive() -> usize {
+    Handle::current().metrics().num_alive_tasks()
+}
+
+impl Attack {
+    async fn begin(outside: &Outside) -> Self {
+        let way = outside.world.chaos.way;
+        let sites: Vec<_> = outside.sites.iter().map(|it| (it.place, it.addr)).collect();
+        let house = House::start(way, &sites).await;
+        let (go, done) = outside.callers(&house);
+        let alone = alive() + house.own_tasks(way);
+        Self {
+            house,
+            go,
+            done,
+            alone,
+        }
+    }
+
+    /// Everybody calls until they have made `each` calls, and goes away.
+    async fn until(&mut self, each: u64) {
+        self.go.send(each).unwrap();
+        self.done.recv().await.unwrap();
+        let waiting = async {
+            while alive() > self.alone {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, waiting).await;
+        let (alive, alone) = (alive(), self.alone);
+        assert!(waited.is_ok(), "{alive} tasks are left, not {alone}");
+        println!("{alive} tasks live, {alone} may");
+        let sessions = &self.house.sessions;
+        assert_eq!((sessions.live(), sessions.principals()), (0, 0));
+    }
+}
+
+/// So many calls through a house on this thread: no mismatch, and nothing grows.
+fn counted(way: Way, calls: u64) {
+    let outside = Outside::start(way);
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let each = calls.div_ceil(PRINCIPALS);
+    let mut attack = None;
+    // Whatever is made once, these make.
+    let first = measure(|| {
+        runtime.block_on(async {
+            let mut begun = Attack::begin(&outside).await;
+            begun.until(FILLING.max(each / 10)).await;
+            attack = Some(begun);
+        });
+    });
+    let more = measure(|| runtime.block_on(attack.as_mut().unwrap().until(each)));
+    outside.verdict();
+    let (first, more) = (first.bytes_current, more.bytes_current);
+    println!("{way:?}: {first} live bytes after a tenth of the calls, {more} more after all");
+    assert!(first > 0 && more * 10 <= first, "{first} and {more}");
+}
+
+/// So many calls through a house on four threads.
+fn threaded(way: Way, calls: u64) {
+    let outside = Outside::start(way);
+    let mut builder = Builder::new_multi_thread();
+    let runtime = builder.worker_threads(4).enable_all().build().unwrap();
+    let attack = async {
+        let mut attack = Attack::begin(&outside).await;
+        attack.until(calls.div_ceil(PRINCIPALS)).await;
+    };
+    runtime.block_on(attack);
+    outside.verdict();
+}
+
+#[test]
+fn through_the_relay_each_call_is_its_own() {
+    counted(Way::Relay, share(70));
+}
+
+#[test]
+fn through_the_gateway_each_call_is_its_own() {
+    counted(Way::Gateway, share(6));
+}
+
+#[test]
+fn through_the_relay_on_several_threads_each_call_is_its_own() {
+    threaded(Way::Relay, share(20));
+}
+
+#[test]
+fn through_the_gateway_on_several_threads_each_call_is_its_own() {
+    threaded(Way::Gateway, share(4));
+}

@@ -1,0 +1,262 @@
+//! What happens to each call: all of it follows from the seed, the way, the principal and the number of
+//! the call.
+//!
+//! It may not know how a fault is done, nor what a caller sees of it.
+
+use std::fmt;
+
+pub const PRINCIPALS: u64 = 64;
+
+/// How many calls of each principal are all probed and proved, so that what the layers remember of
+/// both for a while is as much as it will ever be.
+pub const FILLING: u64 = 40;
+
+/// The service under attack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Relay,
+    Gateway,
+}
+
+/// The upstreams, each of its own origin and with its own rules: `house.rs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// Has sessions and event streams; the caller's `authorization`.
+    Alpha,
+    /// Has sessions; a required credential under another name.
+    Beta,
+    /// 2026-07-28; a credential that several calls have in common.
+    Gamma,
+    /// 2026-07-28; the operator's credential, and an attested name.
+    Delta,
+}
+
+pub const PLACES: [Place; 4] = [Place::Alpha, Place::Beta, Place::Gamma, Place::Delta];
+
+impl Place {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alpha => "alpha",
+            Self::Beta => "beta",
+            Self::Gamma => "gamma",
+            Self::Delta => "delta",
+        }
+    }
+
+    pub fn has_sessions(self) -> bool {
+        matches!(self, Self::Alpha | Self::Beta)
+    }
+
+    /// Whether two calls of one principal differ there.
+    pub fn tells_calls(self) -> bool {
+        self != Self::Gamma
+    }
+
+    /// Whether it answers GET, and takes up an event stream that broke off.
+    pub fn has_streams(self) -> bool {
+        self == Self::Alpha
+    }
+
+    /// Whether a refused credential was the caller's.
+    pub fn is_callers(self) -> bool {
+        self != Self::Delta
+    }
+}
+
+/// What goes wrong with a call: at the upstream, or with its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    None,
+    Delay,
+    ResetBeforeHead,
+    ResetInBody,
+    CloseInBody,
+    RedirectSame,
+    RedirectOther,
+    Refuse401,
+    Refuse403,
+    ForbidScope,
+    Silent,
+    StallInBody,
+    LoseSession,
+    Restart,
+    /// The caller goes away while the upstream works.
+    Vanish,
+    /// The caller goes away at any time.
+    Leave,
+    /// The caller names a session of somebody else.
+    Stranger,
+}
+
+impl Fault {
+    /// Whether it can meet what comes before the call: where no call can come after it.
+    fn may_be_early(self) -> bool {
+        use Fault::{Delay, LoseSession, Silent, StallInBody};
+        let goes_on = matches!(
+            self,
+            Self::None | Delay | LoseSession | Silent | StallInBody
+        );
+        !goes_on && !self.is_callers()
+    }
+
+    /// Whether it is the caller who does it.
+    pub fn is_callers(self) -> bool {
+        matches!(self, Self::Vanish | Self::Leave | Self::Stranger)
+    }
+}
+
+/// How often, of 4,096 calls; the rest has none.
+const WEIGHTS: [(Fault, u64); 16] = [
+    (Fault::Delay, 20),
+    (Fault::ResetBeforeHead, 14),
+    (Fault::ResetInBody, 14),
+    (Fault::CloseInBody, 14),
+    (Fault::RedirectSame, 8),
+    (Fault::RedirectOther, 14),
+    (Fault::Refuse401, 20),
+    (Fault::Refuse403, 10),
+    (Fault::ForbidScope, 8),
+    (Fault::Silent, 1),
+    (Fault::StallInBody, 8),
+    (Fault::LoseSession, 10),
+    (Fault::Restart, 2),
+    (Fault::Vanish, 16),
+    (Fault::Leave, 20),
+    (Fault::Stranger, 10),
+];
+
+/// One call; `number` is its principal's own count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Call {
+    pub principal: u64,
+    pub number: u64,
+}
+
+impl Call {
+    /// How the events of its answer are named, so that they can be asked for again.
+    pub fn event_id(self) -> String {
+        format!("{}-{}", self.principal, self.number)
+    }
+
+    pub fn in_event_id(id: &str) -> Option<Self> {
+        let (principal, number) = id.split_once('-')?;
+        let (principal, number) = (principal.parse().ok()?, number.parse().ok()?);
+        Some(Self { principal, number })
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "call {} of {}", self.number, self.principal)
+    }
+}
+
+/// What a caller says of being another worker of the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    None,
+    Forged,
+    Proved,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub place: Place,
+    pub fault: Fault,
+    /// Whether all upstreams are asked for their tools, instead of one for a call.
+    pub list: bool,
+    /// Whether the fault meets the first message to the upstream, before the call itself is sent.
+    pub early: bool,
+    /// Whether the upstream answers in an event stream.
+    pub events: bool,
+    /// Whether the path names the upstream. A relay's always does.
+    pub scoped: bool,
+    pub probed: bool,
+    pub claim: Claim,
+}
+
+impl Plan {
+    /// Whether the answer can be asked for again where it broke off.
+    pub fn is_taken_up(&self) -> bool {
+        self.events && self.place.has_streams()
+    }
+}
+
+/// The seed of everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Chaos {
+    pub way: Way,
+    pub seed: u64,
+}
+
+impl Chaos {
+    /// A number below `bound` that is always the same for this call and `salt`.
+    pub fn roll(&self, call: Call, salt: u64, bound: u64) -> u64 {
+        let mixed = [self.seed, call.principal, call.number, salt]
+            .into_iter()
+            .fold(0, |mixed, part| split_mix(mixed ^ part));
+        mixed % bound
+    }
+
+    pub fn plan(&self, call: Call) -> Plan {
+        let is_filling = call.number < FILLING;
+        let place = PLACES[usize::try_from(self.roll(call, 1, 4)).unwrap()];
+        let in_session = self.in_session(call.principal, place);
+        let in_gateway = self.way == Way::Gateway;
+        let list = in_gateway && self.roll(call, 4, 16) == 0;
+        let probed = !list && (is_filling || self.roll(call, 5, 128) == 0);
+        // Such a call has a connection of its own. (What a probe sends is no part of the call.)
+        let alone =
+            in_gateway && !probed && place.tells_calls() && !(in_session && place.has_sessions());
+        let drawn = self.fault(call);
+        let is_possible = match drawn {
+            Fault::LoseSession => place.has_sessions(),
+            Fault::Stranger => in_session,
+            // Which list it is, cannot be told there.
+            _ => !list || place.tells_calls() || drawn == Fault::Leave,
+        };
+        let fault = if is_possible { drawn } else { Fault::None };
+        let early = alone && fault.may_be_early() && self.roll(call, 9, 4) == 0;
+        Plan {
+            place,
+            fault,
+            list,
+            early,
+            events: !early && self.roll(call, 3, 2) == 0,
+            scoped: !in_gateway || (!list && !in_session && self.roll(call, 10, 2) == 0),
+            probed,
+            claim: match self.roll(call, 6, 512) {
+                _ if is_filling => Claim::Proved,
+                0..8 => Claim::Forged,
+                8 => Claim::Proved,
+                _ => Claim::None,
+            },
+        }
+    }
+
+    fn fault(&self, call: Call) -> Fault {
+        let mut rest = self.roll(call, 2, 4096);
+        let drawn = WEIGHTS.iter().find(|(_, weight)| {
+            let is_drawn = rest < *weight;
+            rest = rest.wrapping_sub(*weight);
+            is_drawn
+        });
+        drawn.map_or(Fault::None, |(fault, _)| *fault)
+    }
+
+    /// Whether the principal calls in a session; a relay's sessions are the upstream's.
+    pub fn in_session(&self, principal: u64, place: Place) -> bool {
+        match self.way {
+            Way::Relay => place.has_sessions(),
+            Way::Gateway => principal.is_multiple_of(2),
+        }
+    }
+}
+
+/// <https://prng.di.unimi.it/splitmix64.c>
+fn split_mix(seed: u64) -> u64 {
+    let mut mixed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
