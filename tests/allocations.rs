@@ -9,7 +9,7 @@
     reason = "tests"
 )]
 
-#[path = "../benches/support/request.rs"]
+#[path = "../benches/house/request.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the benchmarks use more of it")]
 mod request;
 
