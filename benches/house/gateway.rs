@@ -1,4 +1,5 @@
-//! The gateway, with rmcp on both sides, beside a proxy of hyper alone and the upstream itself.
+//! The gateway, with rmcp on both sides, beside the least that rmcp allows, a proxy of hyper alone, and the
+//! upstream itself.
 //!
 //! The upstream is from before 2026-07-28, has sessions, and counts its requests: more than one of them for
 //! a call is a failure.
@@ -16,8 +17,17 @@ use mcp_forward::{
     CaptureLayer, RefusalLayer, SessionLayer,
     rmcp::{Factory, Proxy},
 };
-use rmcp::transport::streamable_http_server::{
-    StreamableHttpServerConfig, StreamableHttpService, session::local::LocalSessionManager,
+use rmcp::{
+    ErrorData, RoleClient, RoleServer, ServerHandler, ServiceExt,
+    model::{CallToolRequestParams, CallToolResponse},
+    service::{RequestContext, RunningService},
+    transport::{
+        StreamableHttpClientTransport,
+        streamable_http_client::StreamableHttpClientTransportConfig,
+        streamable_http_server::{
+            StreamableHttpServerConfig, StreamableHttpService, session::local::LocalSessionManager,
+        },
+    },
 };
 use serde_json::{Value, json};
 use tower::{Layer, Service, service_fn};
@@ -40,12 +50,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let capture = CaptureLayer::for_upstreams([&rules]).build().unwrap();
     let sessions = SessionLayer::bind_header("x-user-id").unwrap();
     let proxy = Proxy::new([&rules], Factory::builder().build().unwrap()).unwrap();
-    let gateway = StreamableHttpService::new(
-        move || Ok(proxy.clone()),
-        Arc::new(LocalSessionManager::default()),
-        StreamableHttpServerConfig::default(),
-    );
-    let gateway = capture.layer(sessions.layer(RefusalLayer::new().layer(gateway)));
+    let gateway = capture.layer(sessions.layer(RefusalLayer::new().layer(served(proxy))));
     let mut called = stage.calls("", stage.proxy(gateway));
     let gateway = Case::new("gateway", move |count| {
         let before = requests.load(Ordering::Relaxed);
@@ -55,9 +60,15 @@ pub(crate) fn cases() -> Vec<Case> {
         assert!(count == 1 || (1.0..1.01).contains(&each), "{each} a call");
         spent
     });
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let config = StreamableHttpClientTransportConfig::with_uri(rules.url().to_string());
+    let transport = StreamableHttpClientTransport::with_client(http, config);
+    let client = stage.there(async { ().serve(transport).await.unwrap() });
+    let by_hand = stage.proxy(served(ByHand(Arc::new(client))));
     let bare = stage.proxy(of_hyper(&rules, true));
     vec![
         gateway,
+        stage.calls("by hand", by_hand),
         stage.calls("bare", bare),
         stage.calls("direct", upstream),
     ]
@@ -66,11 +77,36 @@ pub(crate) fn cases() -> Vec<Case> {
 pub(crate) fn report(measured: &Measured) -> Report {
     let rows = [
         Row::new("beside a hyper proxy", "gateway", "bare", "").goal(AtLeast(PEER)),
+        Row::new("beside rmcp alone", "gateway", "by hand", ""),
         Row::new("beside the upstream itself", "gateway", "direct", ""),
     ];
     let mut report = Report::default();
     report.rates("gateway, 16 callers", measured, &rows);
     report
+}
+
+fn served<H: ServerHandler + Clone>(handler: H) -> StreamableHttpService<H, LocalSessionManager> {
+    StreamableHttpService::new(
+        move || Ok(handler.clone()),
+        Arc::new(LocalSessionManager::default()),
+        StreamableHttpServerConfig::default(),
+    )
+}
+
+/// The least gateway: one client for all callers, whose headers go nowhere.
+#[derive(Clone)]
+struct ByHand(Arc<RunningService<RoleClient, ()>>);
+
+impl ServerHandler for ByHand {
+    async fn call_tool(
+        &self,
+        request: CallToolRequestParams,
+        _: RequestContext<RoleServer>,
+    ) -> Result<CallToolResponse, ErrorData> {
+        let called = self.0.call_tool(request).await;
+        let result = called.map_err(|_| ErrorData::internal_error("the upstream failed", None))?;
+        Ok(result.into())
+    }
 }
 
 fn upstream(

@@ -168,21 +168,43 @@ pub fn bare_for<B>()
     })
 }
 
-/// A tool call of about `length` bytes, whose arguments are records, or one long text.
-pub fn tool_call(length: usize, is_text: bool) -> Bytes {
-    let record = r#"{"id":12345678,"name":"Example record","tags":["alpha","beta"],"score":0.875,"active":true,"note":"a line of \"text\"\n"}"#;
-    let line = "All work and no play makes a dull example; it says \\\"this\\\".\\n";
+/// What a tool is called with.
+#[derive(Clone, Copy)]
+pub enum Arguments {
+    /// Of 120 bytes each.
+    Records,
+    /// One long text with three escapes in 63 bytes.
+    Text,
+    /// One long text without any.
+    Plain,
+}
+
+/// A tool call of about `length` bytes.
+pub fn tool_call(length: usize, arguments: Arguments) -> Bytes {
+    let (start, piece, end) = match arguments {
+        Arguments::Records => (
+            "[",
+            r#"{"id":12345678,"name":"Example record","tags":["alpha","beta"],"score":0.875,"active":true,"note":"a line of \"text\"\n"},"#,
+            "null]}}",
+        ),
+        Arguments::Text => (
+            "\"",
+            r#"All work and no play makes a dull example; it says \"this\".\n"#,
+            "\"}}",
+        ),
+        Arguments::Plain => (
+            "\"",
+            "QWxsIHdvcmsgYW5kIG5vIHBsYXkgbWFrZXMgYSBkdWxsIGV4YW1wbGU7",
+            "\"}}",
+        ),
+    };
     let head =
         r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"store","arguments":"#;
-    let mut call = head.to_owned();
-    call.push(if is_text { '"' } else { '[' });
-    while call.len() + record.len() < length {
-        call.push_str(if is_text { line } else { record });
-        if !is_text {
-            call.push(',');
-        }
+    let mut call = format!("{head}{start}");
+    while call.len() + piece.len() < length {
+        call.push_str(piece);
     }
-    call.push_str(if is_text { "\"}}" } else { "null]}}" });
+    call.push_str(end);
     call.into()
 }
 

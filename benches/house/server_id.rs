@@ -7,7 +7,7 @@ use tower::Layer;
 
 use crate::{
     measure::{Case, Measured},
-    request::{bare_for, scoped, server_id, tool_call},
+    request::{Arguments, bare_for, scoped, server_id, tool_call},
     table::{Goal::AtMost, Report, Row},
 };
 
@@ -27,8 +27,12 @@ pub(crate) fn large() -> Vec<Case> {
 fn edits(sizes: &[(&str, usize)]) -> Vec<Case> {
     let mut cases = Vec::new();
     for (size, length) in sizes {
-        for (kind, is_text) in [("records", false), ("text", true)] {
-            let call = tool_call(*length, is_text);
+        for (kind, arguments) in [
+            ("records", Arguments::Records),
+            ("text", Arguments::Text),
+            ("plain", Arguments::Plain),
+        ] {
+            let call = tool_call(*length, arguments);
             let peer = call.clone();
             let service = server_id().layer(bare_for());
             let name = |who| format!("{size}, {kind}, {who}");
@@ -48,48 +52,49 @@ fn edits(sizes: &[(&str, usize)]) -> Vec<Case> {
 }
 
 pub(crate) fn report(measured: &Measured) -> Report {
+    let row = |label, ours, peer| Row::new(label, ours, peer, "");
     let rows = [
-        Row::new(
+        row(
             "1 KiB, records",
             "1 KiB, records, ours",
             "1 KiB, records, peer",
-            "",
         ),
-        Row::new("1 KiB, text", "1 KiB, text, ours", "1 KiB, text, peer", ""),
-        Row::new(
+        row("1 KiB, text", "1 KiB, text, ours", "1 KiB, text, peer"),
+        row("1 KiB, plain", "1 KiB, plain, ours", "1 KiB, plain, peer"),
+        row(
             "64 KiB, records",
             "64 KiB, records, ours",
             "64 KiB, records, peer",
-            "",
         ),
-        Row::new(
-            "64 KiB, text",
-            "64 KiB, text, ours",
-            "64 KiB, text, peer",
-            "",
+        row("64 KiB, text", "64 KiB, text, ours", "64 KiB, text, peer"),
+        row(
+            "64 KiB, plain",
+            "64 KiB, plain, ours",
+            "64 KiB, plain, peer",
         ),
     ];
     table(measured, &rows)
 }
 
 pub(crate) fn report_large(measured: &Measured) -> Report {
+    let row = |label, ours, peer| Row::new(label, ours, peer, "");
     let goal = AtMost(0.125);
     let rows = [
-        Row::new(
+        row(
             "1 MiB, records",
             "1 MiB, records, ours",
             "1 MiB, records, peer",
-            "",
         )
         .goal(goal),
-        Row::new("1 MiB, text", "1 MiB, text, ours", "1 MiB, text, peer", "").goal(goal),
-        Row::new(
+        row("1 MiB, text", "1 MiB, text, ours", "1 MiB, text, peer").goal(goal),
+        row("1 MiB, plain", "1 MiB, plain, ours", "1 MiB, plain, peer").goal(goal),
+        row(
             "4 MiB, records",
             "4 MiB, records, ours",
             "4 MiB, records, peer",
-            "",
         ),
-        Row::new("4 MiB, text", "4 MiB, text, ours", "4 MiB, text, peer", ""),
+        row("4 MiB, text", "4 MiB, text, ours", "4 MiB, text, peer"),
+        row("4 MiB, plain", "4 MiB, plain, ours", "4 MiB, plain, peer"),
     ];
     table(measured, &rows)
 }

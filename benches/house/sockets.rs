@@ -107,6 +107,15 @@ impl Stage {
         self.there.block_on(serve(service))
     }
 
+    /// Does `work` on the other thread, while this one serves.
+    pub(crate) fn there<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        let done = self.there.spawn(work);
+        self.local.block_on(&self.here, done).unwrap()
+    }
+
     /// Calls by all callers at once, each one after the other.
     pub(crate) fn calls(self: &Rc<Self>, name: &str, address: SocketAddr) -> Case {
         let stage = Rc::clone(self);
