@@ -60,10 +60,13 @@ pub(crate) fn cases() -> Vec<Case> {
         assert!(count == 1 || (1.0..1.01).contains(&each), "{each} a call");
         spent
     });
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let config = StreamableHttpClientTransportConfig::with_uri(rules.url().to_string());
-    let transport = StreamableHttpClientTransport::with_client(http, config);
-    let client = stage.there(async { ().serve(transport).await.unwrap() });
+    let url = rules.url().to_string();
+    let client = stage.there(async {
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let config = StreamableHttpClientTransportConfig::with_uri(url);
+        let transport = StreamableHttpClientTransport::with_client(http, config);
+        ().serve(transport).await.unwrap()
+    });
     let by_hand = stage.proxy(served(ByHand(Arc::new(client))));
     let bare = stage.proxy(of_hyper(&rules, true));
     vec![

@@ -82,7 +82,7 @@ const PARTS: [Part; 14] = [
     part("server-id", (31, 16), server_id::cases, server_id::report),
     part(
         "large-server-id",
-        (9, 1),
+        (21, 8),
         server_id::large,
         server_id::report_large,
     ),
