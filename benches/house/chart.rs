@@ -19,25 +19,26 @@ pub(crate) struct Curve {
 
 /// Two panels beside each other, with what stands around each plot.
 const WIDTH: f64 = 460.0;
-const HEIGHT: f64 = 330.0;
+const HEIGHT: f64 = 350.0;
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 40.0;
-const BOTTOM: f64 = 98.0;
+const BOTTOM: f64 = 116.0;
 
 /// Colours that differ by lightness too, on white and on black; and dashes, for whoever sees none.
 const STYLE: &str = "
-  svg { --paper: #ffffff; --ink: #1f2328; --grid: #d1d9e0; --c0: #0550ae; --c1: #bc4c00; --c2: #116329; --c3: #8250df; }
-  @media (prefers-color-scheme: dark) {
-    svg { --paper: #0d1117; --ink: #e6edf3; --grid: #3d444d; --c0: #79c0ff; --c1: #ffa657; --c2: #56d364; --c3: #d2a8ff; }
-  }
-  .paper { fill: var(--paper); }
-  text { fill: var(--ink); font: 12px system-ui, sans-serif; }
+  text { font: 12px system-ui, sans-serif; }
   .title { font-weight: 600; font-size: 14px; }
-  .grid { stroke: var(--grid); fill: none; }
-  .curve { fill: none; stroke-width: 2; }
-  .c0 { stroke: var(--c0); } .c1 { stroke: var(--c1); stroke-dasharray: 7 3; }
-  .c2 { stroke: var(--c2); stroke-dasharray: 2 3; } .c3 { stroke: var(--c3); stroke-dasharray: 9 3 2 3; }
+  .grid, .curve { fill: none; }
+  .curve { stroke-width: 2; }
+  .c1 { stroke-dasharray: 7 3; } .c2 { stroke-dasharray: 2 3; } .c3 { stroke-dasharray: 9 3 2 3; }
+  .c4 { stroke-dasharray: 1 3; }
+  .paper { fill: #ffffff; } text { fill: #1f2328; } .grid { stroke: #d1d9e0; }
+  .c0 { stroke: #0550ae; } .c1 { stroke: #bc4c00; } .c2 { stroke: #116329; } .c3 { stroke: #8250df; } .c4 { stroke: #57606a; }
+  @media (prefers-color-scheme: dark) {
+    .paper { fill: #0d1117; } text { fill: #e6edf3; } .grid { stroke: #3d444d; }
+    .c0 { stroke: #79c0ff; } .c1 { stroke: #ffa657; } .c2 { stroke: #56d364; } .c3 { stroke: #d2a8ff; } .c4 { stroke: #9198a1; }
+  }
 ";
 
 /// The powers of ten around some values.

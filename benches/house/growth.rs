@@ -14,7 +14,7 @@ use crate::{
         Answer, Body, Connection, Head, PRESENT, bare, capture, captured, exchange, upstream,
     },
     table::{Report, number},
-    ways::{merge, posting, relay, unmerged},
+    ways::{by_hand, merge, posting, relay, unmerged},
 };
 
 /// A curve: its name, its cases `name, size`, and what each of them is added to.
@@ -141,6 +141,7 @@ pub(crate) fn rules() -> Vec<Case> {
                 Case::service(case(name, size), layer.layer(bare()), request())
             }),
         );
+        cases.push(by_hand(case("merge by hand", size), &inbound));
         cases.push(merge(case("merge", size), &upstream(&present), inbound));
     }
     let [a, b, c, d] = std::array::from_fn(|at| sent[at].clone());
@@ -160,11 +161,13 @@ pub(crate) fn rules() -> Vec<Case> {
 
 pub(crate) fn report_rules(measured: &Measured) -> Report {
     let bare = |_| "bare".to_owned();
-    let lines: [Line; 4] = [
+    let unmerged = |_| "unmerged".to_owned();
+    let lines: [Line; 5] = [
         ("capture, present", bare),
-        ("capture, absent", bare),
-        ("merge", |_| "unmerged".to_owned()),
         ("PropagateHeader", bare),
+        ("merge", unmerged),
+        ("merge by hand", unmerged),
+        ("capture, absent", bare),
     ];
     report(measured, "Rules of one upstream", "rules", &RULES, &lines)
 }

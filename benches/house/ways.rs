@@ -51,14 +51,13 @@ pub(crate) fn unmerged(name: &str) -> Case {
     Case::service(name, bare(), outbound)
 }
 
-/// Four headers of the current inbound into a request, against the least code that does so.
-pub(crate) fn cases() -> Vec<Case> {
-    let value = inbound(&PRESENT[..4]);
-    let lines: Arc<[(HeaderName, HeaderValue)]> = value
+/// The least code that puts all headers of `inbound` into a request that has five.
+pub(crate) fn by_hand(name: impl Into<String>, inbound: &Inbound) -> Case {
+    let lines: Arc<[(HeaderName, HeaderValue)]> = inbound
         .iter()
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
-    let by_hand = ServiceBuilder::new()
+    let service = ServiceBuilder::new()
         .map_request(move |mut request: Head| {
             let headers = request.headers_mut();
             headers.reserve(lines.len());
@@ -68,6 +67,12 @@ pub(crate) fn cases() -> Vec<Case> {
             request
         })
         .service(bare());
+    Case::service(name, service, outbound)
+}
+
+/// Four headers of the current inbound into a request, and a relay.
+pub(crate) fn cases() -> Vec<Case> {
+    let value = inbound(&PRESENT[..4]);
     let moving = tower::service_fn(move |request: Head| {
         let (head, body) = request.into_parts();
         let mut outbound = Request::new(body);
@@ -77,9 +82,9 @@ pub(crate) fn cases() -> Vec<Case> {
     });
     vec![
         unmerged("bare"),
+        by_hand("by hand", &value),
         merge("4 headers", &upstream(&PRESENT[..4]), value.clone()),
         merge("4 headers, 1 bearer", &bearer(), value),
-        Case::service("by hand", by_hand, outbound),
         posting("moved", moving, Connection::default()),
         posting("relayed", relay(&PRESENT[..4]), Connection::default()),
     ]
