@@ -9,7 +9,7 @@
     reason = "tests"
 )]
 
-#[path = "../benches/support/request.rs"]
+#[path = "../benches/house/request.rs"]
 #[allow(dead_code, unreachable_pub, reason = "the benchmarks use more of it")]
 mod request;
 
@@ -27,8 +27,8 @@ use http::{HeaderMap, Request};
 use http_body::{Body as _, Frame};
 use mcp_forward::{ForwardLayer, Inbound, InboundExt, Rule, Upstream, task};
 use request::{
-    ABSENT, Body, Connection, Head, PRESENT, bare, bare_for, capture, exchange, inbound, scoped,
-    server_id, tool_call, upstream,
+    ABSENT, Arguments, Body, Connection, Head, PRESENT, bare, bare_for, capture, exchange, inbound,
+    scoped, server_id, tool_call, upstream,
 };
 use tower::{Layer, Service};
 
@@ -328,7 +328,7 @@ const SIZES: [usize; 4] = [KIB, 64 * KIB, 1024 * KIB, 4096 * KIB];
 #[test]
 fn an_edit_allocates_the_same_for_every_size_and_copies_nothing() {
     let counts = SIZES.map(|size| {
-        let body = tool_call(size, false);
+        let body = tool_call(size, Arguments::Records);
         let mut service = server_id().layer(bare_for());
         exchange(&mut service, scoped(&body));
         let request = scoped(&body);
@@ -343,7 +343,7 @@ fn an_edit_allocates_the_same_for_every_size_and_copies_nothing() {
 #[test]
 fn frames_are_copied_into_room_that_grows_with_them() {
     let counts = SIZES[1..].iter().map(|size| {
-        let body = tool_call(*size, false);
+        let body = tool_call(*size, Arguments::Records);
         let mut service = server_id().layer(bare_for());
         let mut call = || {
             let request = scoped(&body).map(|_| Frames(body.clone()));

@@ -96,6 +96,17 @@ async fn a8_names_are_compared_as_they_are() {
 }
 
 #[tokio::test]
+async fn each_of_many_names_is_found_however_it_is_spelled() {
+    // Without `-` for `_`, these are in another order than with it.
+    let names = ["x-c", "x0", "x_b", "x-b-c", "x-aa", "z", "a", "y_", "xa"];
+    let all = names.iter().fold(builder(), |it, name| it.allow(name));
+    let sent = merged(all, names.map(|name| (name, name))).await;
+    let mut expected = names.map(|name| format!("{name}: {name}"));
+    expected.sort();
+    assert_eq!(sent, expected);
+}
+
+#[tokio::test]
 async fn g1_nothing_forwarded_is_the_static_headers_themselves() {
     let upstream = builder()
         .allow("x-a")

@@ -162,6 +162,11 @@ impl Slot {
         !state.reports.is_empty()
     }
 
+    /// Whether something was reported.
+    pub(crate) fn is_reported(&self) -> bool {
+        !self.state().reports.is_empty()
+    }
+
     /// Closes it, unless something was reported.
     pub(crate) fn close_if_silent(&self) -> bool {
         let mut state = self.state();

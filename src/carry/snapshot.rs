@@ -104,7 +104,7 @@ impl Inbound {
         }
     }
 
-    /// What was found under the names of `captured`.
+    /// What was found under the names of `captured`, which are sorted.
     pub(crate) fn new(captured: Arc<[HeaderName]>, snapshot: Option<Arc<[Entry]>>) -> Self {
         Self {
             captured: Some(captured),
@@ -120,9 +120,14 @@ impl Inbound {
 
     /// Whether the absence of `name` says anything: it was looked for, or this is nobody.
     pub(crate) fn knows(&self, name: &HeaderName) -> bool {
-        self.captured
-            .as_ref()
-            .is_none_or(|names| names.contains(name))
+        self.captured.is_none() || self.place(name).is_some()
+    }
+
+    /// The place of `name` among the captured ones.
+    fn place(&self, name: &HeaderName) -> Option<usize> {
+        let names = self.names();
+        let place = names.binary_search_by(|known| known.as_str().cmp(name.as_str()));
+        place.ok()
     }
 
     /// The inbound that was attached to a request's extensions; one without a header where there is
@@ -220,10 +225,9 @@ impl Inbound {
 
     /// The lines under `name`, in the order in which they came.
     pub(crate) fn entries(&self, name: &HeaderName) -> impl Iterator<Item = &Entry> {
-        let names = self.names();
-        self.lines()
-            .iter()
-            .filter(move |entry| names.get(entry.name) == Some(name))
+        let place = self.place(name);
+        let lines = self.lines().iter();
+        lines.filter(move |entry| Some(entry.name) == place)
     }
 
     /// Whether nothing was captured.
@@ -247,10 +251,10 @@ impl Inbound {
     }
 
     /// The same caller, who is answered elsewhere.
-    pub(crate) fn answered_in(&self, slot: Slot) -> Self {
+    pub(crate) fn answered_in(self, slot: Slot) -> Self {
         Self {
             slot: Some(slot),
-            ..self.clone()
+            ..self
         }
     }
 

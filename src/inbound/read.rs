@@ -80,7 +80,10 @@ impl Reader {
         max_total: usize,
         always_attaches: bool,
     ) -> Self {
-        let (names, sources): (Vec<_>, _) = sources.into_values().unzip();
+        let mut sources: Vec<_> = sources.into_values().collect();
+        // An inbound finds a name by halves: with many upstreams there are many.
+        sources.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
+        let (names, sources): (Vec<_>, _) = sources.into_iter().unzip();
         Self {
             names: names.into(),
             sources,

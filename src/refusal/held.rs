@@ -82,7 +82,10 @@ impl<R: Body<Data = Bytes>> Held<R> {
         while !self.is_drained {
             let polled = self.body.as_mut().poll_frame(cx);
             // Whatever the poll gave: a body may call the upstream while it is polled.
-            let is_reported = self.slot.poll_reported(cx);
+            let is_reported = match polled {
+                Poll::Pending => self.slot.poll_reported(cx),
+                Poll::Ready(_) => self.slot.is_reported(),
+            };
             let verdict = match polled {
                 Poll::Ready(None) => Verdict::Released {
                     last: None,

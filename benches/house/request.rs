@@ -49,20 +49,49 @@ pub const PRESENT: [&str; 16] = [
 /// Headers that rules may read, and that nobody sends.
 pub const ABSENT: [&str; 4] = ["x-account-id", "x-trace-id", "x-jira-token", "x-cluster"];
 
+/// The value of every header that is not of every client.
+const VALUE: &str = "0123456789abcdefghijklmnopqrstuv";
+
 /// A keep-alive connection: all its requests lie in one buffer.
-#[derive(Default)]
 pub struct Connection {
     buffer: BytesMut,
-    keep_alive: bool,
+    lines: Vec<(String, &'static str)>,
+}
+
+impl Default for Connection {
+    /// One of 20 headers.
+    fn default() -> Self {
+        Self::with(PRESENT.map(String::from))
+    }
 }
 
 impl Connection {
     /// One whose requests say `connection: keep-alive`, as those of Node.js and of httpx do.
     pub fn keep_alive() -> Self {
+        let mut connection = Self::default();
+        let line = ("connection".to_owned(), "keep-alive");
+        connection.lines.push(line);
+        connection
+    }
+
+    /// One whose requests have these headers, beside those of every client.
+    pub fn with(names: impl IntoIterator<Item = String>) -> Self {
+        let usual = USUAL.map(|(name, value)| (name.to_owned(), value));
+        let own = names.into_iter().map(|name| (name, VALUE));
         Self {
-            keep_alive: true,
-            ..Self::default()
+            buffer: BytesMut::new(),
+            lines: usual.into_iter().chain(own).collect(),
         }
+    }
+
+    /// One whose requests have the first `count` of these headers, then those of every client, then
+    /// others.
+    pub fn of(names: &[&str], count: usize) -> Self {
+        let mut connection = Self::with((0..count).map(|at| format!("x-other-{at}")));
+        let own = names.iter().map(|name| (String::from(*name), VALUE));
+        connection.lines.splice(..0, own);
+        connection.lines.truncate(count);
+        connection
     }
 
     /// The next request.
@@ -73,18 +102,15 @@ impl Connection {
     }
 
     fn headers(&mut self) -> HeaderMap {
-        let own = PRESENT.map(|name| (name, "0123456789abcdefghijklmnopqrstuv"));
-        let more = self.keep_alive.then_some(("connection", "keep-alive"));
-        let lines = || USUAL.iter().chain(&own).chain(&more);
         self.buffer.reserve(8 * 1024);
-        for (name, value) in lines() {
+        for (name, value) in &self.lines {
             self.buffer.extend_from_slice(name.as_bytes());
             self.buffer.extend_from_slice(value.as_bytes());
         }
         let mut head = self.buffer.split().freeze();
         let mut headers = HeaderMap::new();
-        headers.reserve(lines().count());
-        for (name, value) in lines() {
+        headers.reserve(self.lines.len());
+        for (name, value) in &self.lines {
             let name = HeaderName::from_bytes(&head.split_to(name.len())).unwrap();
             let value = HeaderValue::from_maybe_shared(head.split_to(value.len())).unwrap();
             headers.append(name, value);
@@ -108,14 +134,19 @@ pub fn capture(names: &[&str]) -> CaptureLayer {
     layer.unwrap()
 }
 
-/// What the layer makes of one request.
+/// What the layer for `names` makes of one request.
 pub fn inbound(names: &[&str]) -> Inbound {
+    captured(&capture(names), Connection::default().request())
+}
+
+/// What `layer` makes of `request`.
+pub fn captured(layer: &CaptureLayer, request: Head) -> Inbound {
     let mut seen = None;
-    let mut service = capture(names).layer(tower::service_fn(|_: Head| {
+    let mut service = layer.layer(tower::service_fn(|_: Head| {
         seen = Inbound::current();
         async { Answer::Ok(Response::default()) }
     }));
-    exchange(&mut service, Connection::default().request());
+    exchange(&mut service, request);
     drop(service);
     seen.unwrap()
 }
@@ -137,21 +168,43 @@ pub fn bare_for<B>()
     })
 }
 
-/// A tool call of about `length` bytes, whose arguments are records, or one long text.
-pub fn tool_call(length: usize, is_text: bool) -> Bytes {
-    let record = r#"{"id":12345678,"name":"Example record","tags":["alpha","beta"],"score":0.875,"active":true,"note":"a line of \"text\"\n"}"#;
-    let line = "All work and no play makes a dull example; it says \\\"this\\\".\\n";
+/// What a tool is called with.
+#[derive(Clone, Copy)]
+pub enum Arguments {
+    /// Of 120 bytes each.
+    Records,
+    /// One long text with three escapes in 63 bytes.
+    Text,
+    /// One long text without any.
+    Plain,
+}
+
+/// A tool call of about `length` bytes.
+pub fn tool_call(length: usize, arguments: Arguments) -> Bytes {
+    let (start, piece, end) = match arguments {
+        Arguments::Records => (
+            "[",
+            r#"{"id":12345678,"name":"Example record","tags":["alpha","beta"],"score":0.875,"active":true,"note":"a line of \"text\"\n"},"#,
+            "null]}}",
+        ),
+        Arguments::Text => (
+            "\"",
+            r#"All work and no play makes a dull example; it says \"this\".\n"#,
+            "\"}}",
+        ),
+        Arguments::Plain => (
+            "\"",
+            "QWxsIHdvcmsgYW5kIG5vIHBsYXkgbWFrZXMgYSBkdWxsIGV4YW1wbGU7",
+            "\"}}",
+        ),
+    };
     let head =
         r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"store","arguments":"#;
-    let mut call = head.to_owned();
-    call.push(if is_text { '"' } else { '[' });
-    while call.len() + record.len() < length {
-        call.push_str(if is_text { line } else { record });
-        if !is_text {
-            call.push(',');
-        }
+    let mut call = format!("{head}{start}");
+    while call.len() + piece.len() < length {
+        call.push_str(piece);
     }
-    call.push_str(if is_text { "\"}}" } else { "null]}}" });
+    call.push_str(end);
     call.into()
 }
 
