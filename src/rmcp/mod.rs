@@ -71,6 +71,7 @@ mod bridge;
 mod client;
 mod connection;
 mod context;
+mod custom;
 mod error;
 mod factory;
 mod failure;

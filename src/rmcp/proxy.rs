@@ -15,18 +15,17 @@ use rmcp::{
     ErrorData, RoleServer, ServerHandler,
     model::{
         CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult,
-        CustomRequest, CustomResult, ErrorCode, Extensions, GetPromptRequestParams,
-        GetPromptResponse, Implementation, ListPromptsResult, ListResourceTemplatesResult,
-        ListResourcesResult, ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams,
-        ReadResourceResponse, Reference, ResultType, RootsListChangedNotification,
-        ServerCapabilities, ServerConfig, ServerResult, SetLevelRequest, SetLevelRequestParams,
-        SubscribeRequest, SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequest,
-        UnsubscribeRequestParams,
+        CustomRequest, CustomResult, Extensions, GetPromptRequestParams, GetPromptResponse,
+        Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
+        ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse,
+        Reference, RootsListChangedNotification, ServerCapabilities, ServerConfig, SetLevelRequest,
+        SetLevelRequestParams, SubscribeRequest, SubscribeRequestParams, SubscriptionFilter,
+        UnsubscribeRequest, UnsubscribeRequestParams,
     },
     service::{NotificationContext, RequestContext, SubscriptionContext},
 };
 
-use super::{context::ContextExt, factory::Factory, newest::newest, reach::Reach};
+use super::{context::ContextExt, custom, factory::Factory, newest::newest, reach::Reach};
 use crate::{
     error::{BuildError, Mistake, MistakeKind},
     outbound::client::ClientFactory,
@@ -372,25 +371,11 @@ impl ServerHandler for Proxy {
 
     async fn on_custom_request(
         &self,
-        mut request: CustomRequest,
+        request: CustomRequest,
         context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
         let reach = self.reach(&context)?;
-        let work = async {
-            let unknown = || ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "unknown method", None);
-            let upstream = reach.only().ok_or_else(unknown)?;
-            request.extensions = Default::default();
-            let mut result = match reach.client(upstream).await?.request(request).await? {
-                ServerResult::CustomResult(result) => result.0,
-                result => serde_json::to_value(result).unwrap_or_default(),
-            };
-            if let (Some(_), Some(fields)) = (newest(&context), result.as_object_mut()) {
-                let complete = || ResultType::COMPLETE.as_str().into();
-                fields.entry("resultType").or_insert_with(complete);
-            }
-            Ok(CustomResult::new(result))
-        };
-        serve(&context, work).await
+        serve(&context, custom::pass_on(&reach, request, &context)).await
     }
 
     async fn on_roots_list_changed(&self, context: NotificationContext<RoleServer>) {
