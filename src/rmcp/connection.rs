@@ -2,11 +2,7 @@
 //!
 //! It may not know who else uses it, nor how long it is kept.
 
-use std::{
-    collections::HashMap,
-    pin::pin,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{pin::pin, sync::Arc};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::StatusCode;
@@ -14,7 +10,7 @@ use rmcp::{
     RoleClient,
     model::{
         ClientCapabilities, ClientNotification, ClientRequest, GetExtensions, GetMeta,
-        ListToolsRequest, ListToolsResult, PaginatedRequestParams, ServerResult,
+        ListToolsRequest, PaginatedRequestParams, ServerResult,
     },
     service::{
         ClientCacheConfig, ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions,
@@ -30,7 +26,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     bridge::{Abandoned, Bridge, Caller, Event, Route, Routes, answer, front, tell},
     error::Error,
-    newest::Mirrored,
+    param_headers::{ParamHeaders, ToolHeaders},
     streams::Streams,
     wire::Wire,
 };
@@ -51,7 +47,7 @@ pub(super) struct Connection {
     /// Whether all the tools' schemas were seen, from which rmcp makes `Mcp-Param-*`.
     tools_listed: OnceCell<()>,
     /// What they say of those headers, for a connection that is one caller's.
-    mirrored: Mutex<HashMap<String, Arc<Mirrored>>>,
+    tool_headers: ToolHeaders,
     /// Without it nothing that is still under way goes on.
     _open: DropGuard,
 }
@@ -97,7 +93,7 @@ impl Connection {
             streams,
             front,
             tools_listed: OnceCell::new(),
-            mirrored: Mutex::default(),
+            tool_headers: ToolHeaders::default(),
             _open: open,
         })
     }
@@ -141,14 +137,13 @@ impl Connection {
     }
 
     /// What `tool` wants as headers, as whoever sends `outbound` is told.
-    pub(super) async fn mirrored(
+    pub(super) async fn param_headers(
         &self,
         outbound: &Outbound,
         tool: &str,
-    ) -> Result<Option<Arc<Mirrored>>, Error> {
+    ) -> Result<Option<Arc<ParamHeaders>>, Error> {
         self.see_tools(outbound).await?;
-        let mirrored = self.mirrored.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(mirrored.get(tool).cloned())
+        Ok(self.tool_headers.of(tool))
     }
 
     async fn see_tools(&self, outbound: &Outbound) -> Result<(), Error> {
@@ -156,17 +151,6 @@ impl Connection {
             .tools_listed
             .get_or_try_init(|| self.list_tools(outbound));
         listed.await.copied()
-    }
-
-    /// As rmcp does, with every page that comes.
-    fn learn(&self, page: &ListToolsResult) {
-        let mut mirrored = self.mirrored.lock().unwrap_or_else(PoisonError::into_inner);
-        for tool in &page.tools {
-            match Mirrored::of(tool) {
-                Some(it) => mirrored.insert(tool.name.to_string(), Arc::new(it)),
-                None => mirrored.remove(&*tool.name),
-            };
-        }
     }
 
     /// Lists all tools, for their schemas to be seen.
@@ -235,7 +219,7 @@ impl Connection {
             tell(caller, notification).await;
         }
         if let (Ok(ServerResult::ListToolsResult(page)), None) = (&result, &self.front) {
-            self.learn(page);
+            self.tool_headers.learn(page, false);
         }
         result.map_err(|error| Error::call(upstream, error))
     }

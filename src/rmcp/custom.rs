@@ -17,7 +17,7 @@ use rmcp::{
     service::RequestContext,
 };
 
-use super::{newest::newest, reach::Reach};
+use super::{context::since_2026_07_28, reach::Reach};
 
 /// The methods of rmcp's `ClientRequest`. It is untagged: a request of one of these that rmcp cannot read
 /// comes as a custom one, past everything that is done for that method.
@@ -62,7 +62,7 @@ pub(super) async fn pass_on(
         ServerResult::CustomResult(result) => result.0,
         result => serde_json::to_value(result).map_err(|_| unreadable())?,
     };
-    if let (Some(_), Some(fields)) = (newest(context), result.as_object_mut()) {
+    if let (Some(_), Some(fields)) = (since_2026_07_28(context), result.as_object_mut()) {
         let complete = || ResultType::COMPLETE.as_str().into();
         fields.entry("resultType").or_insert_with(complete);
     }

@@ -75,11 +75,12 @@ mod custom;
 mod error;
 mod factory;
 mod failure;
-mod newest;
 mod page;
+mod param_headers;
 mod pool;
 mod proxy;
 mod reach;
+mod result_type;
 mod streams;
 mod wire;
 

@@ -25,7 +25,12 @@ use rmcp::{
     service::{NotificationContext, RequestContext, SubscriptionContext},
 };
 
-use super::{context::ContextExt, custom, factory::Factory, newest::newest, reach::Reach};
+use super::{
+    context::{ContextExt, since_2026_07_28},
+    custom,
+    factory::Factory,
+    reach::Reach,
+};
 use crate::{
     error::{BuildError, Mistake, MistakeKind},
     outbound::client::ClientFactory,
@@ -231,10 +236,10 @@ impl ServerHandler for Proxy {
             request.meta = None;
             let client = reach.client(upstream).await?;
             // rmcp's server could do it only before the handler, where nobody can be asked for the schema.
-            if let Some(parts) = newest(&context)
-                && let Some(mirrored) = client.mirrored(&request.name).await?
+            if let Some(parts) = since_2026_07_28(&context)
+                && let Some(headers) = client.param_headers(&request.name).await?
             {
-                mirrored.check(&parts.headers, request.arguments.as_ref())?;
+                headers.check(&parts.headers, request.arguments.as_ref())?;
             }
             Ok(client.call_tool(request).await?)
         };
