@@ -508,7 +508,7 @@ async fn an_older_server_that_knows_no_discovery_is_found() {
 
 #[tokio::test]
 async fn a_server_that_knows_nothing_older_is_found_from_a_session() {
-    for (status, body) in [(200, ""), (404, "what?"), (405, "")] {
+    for (status, body) in [(200, ""), (400, "what?"), (404, "what?"), (405, "")] {
         let server = Server::start(Kind::NewestOnly).await;
         let (upstream, factory) = (server.upstream(), factory());
         server.intercept(move |seen| {
@@ -526,6 +526,44 @@ async fn a_server_that_knows_nothing_older_is_found_from_a_session() {
     }
 }
 
+/// What passes says nothing about the versions that an upstream knows.
+#[tokio::test]
+async fn an_upstream_that_fails_at_a_handshake_is_asked_once() {
+    let refused =
+        |code| json!({ "jsonrpc": "2.0", "id": 0, "error": { "code": code, "message": "later" } });
+    for kind in [Kind::Sessions, Kind::Newest] {
+        let server = Server::start(kind).await;
+        let (upstream, factory) = (server.upstream(), factory());
+        let front = Front::start(Kind::Sessions, &upstream, &factory).await;
+        let alice = Caller::open(&front, OLD).await;
+        let inbound = front.inbound(&alice).await;
+        for (status, body) in [
+            (429, Value::Null),
+            (500, Value::Null),
+            (503, Value::Null),
+            (402, Value::Null),
+            (200, Value::Null),
+            (200, refused(-32603)),
+            (200, refused(-32000)),
+            (503, refused(-32603)),
+        ] {
+            server.forget();
+            let told = body.to_string();
+            server.intercept(move |seen| {
+                let lines = [("content-type", "application/json")];
+                let body = told.replace("\"id\":0", &format!("\"id\":{}", seen.body["id"]));
+                Some(answer(status, &lines, body))
+            });
+            let error = attempt(&factory, &upstream, &inbound).await.unwrap_err();
+            assert!(error.refusal().is_none(), "{status} {error}");
+            assert_eq!(server.order(), ["initialize"], "{kind:?} {status} {body}");
+        }
+        server.intercept(|_| None);
+        alice.call("whoami", json!({})).await;
+        assert!(server.of("tools/call")[0].session().is_some());
+    }
+}
+
 /// The answer to `initialize` is the one that the caller is told.
 #[tokio::test]
 async fn a_handshake_that_fails_with_either_version_fails_as_the_first_did() {
@@ -536,7 +574,7 @@ async fn a_handshake_that_fails_with_either_version_fails_as_the_first_did() {
         .inbound(&Caller::open(&front, [("authorization", "Bearer a")]).await)
         .await;
     server.intercept(|seen| {
-        let error = json!({ "code": -32000, "message": format!("no {}", seen.rpc()) });
+        let error = json!({ "code": -32601, "message": format!("no {}", seen.rpc()) });
         let error = json!({ "jsonrpc": "2.0", "id": seen.body["id"], "error": error });
         let lines = [("content-type", "application/json")];
         Some(answer(200, &lines, error.to_string()))

@@ -8,6 +8,7 @@ use std::{fmt, sync::Arc};
 use http::StatusCode;
 use rmcp::{
     ErrorData,
+    model::ErrorCode,
     service::{ClientInitializeError, ServiceError},
     transport::streamable_http_client::StreamableHttpError,
 };
@@ -35,6 +36,8 @@ enum Inner {
     Refused(#[source] Refusal),
     #[error("upstream `{upstream}` answered with error {}", data.code.0)]
     Answered { upstream: String, data: ErrorData },
+    #[error("upstream `{upstream}` does not know what it was asked; check its URL")]
+    Unknown { upstream: String },
     #[error("upstream `{upstream}` {what}")]
     Failed {
         upstream: String,
@@ -134,6 +137,10 @@ impl Error {
             Some(StreamableHttpError::Client(WireError::Refused(refusal))) => {
                 Self::refused(refusal.clone())
             }
+            Some(StreamableHttpError::Client(WireError::Unknown)) => {
+                let upstream = upstream.name().to_owned();
+                Self(Arc::new(Inner::Unknown { upstream }))
+            }
             Some(StreamableHttpError::Client(WireError::Unreachable)) => {
                 Self::failed(upstream, ErrorKind::Unreachable, "cannot be reached")
             }
@@ -151,6 +158,7 @@ impl Error {
         match &*self.0 {
             Inner::Refused(_) => ErrorKind::Refused,
             Inner::Answered { .. } => ErrorKind::Answered,
+            Inner::Unknown { .. } => ErrorKind::Unusable,
             Inner::Failed { kind, .. } => *kind,
         }
     }
@@ -179,11 +187,30 @@ impl Error {
         matches!(self.kind(), Answered | NoCommonVersion | Unusable)
     }
 
+    /// Whether this says of an upstream that it knows no `initialize`, or none of its versions. As a JSON-RPC
+    /// error rmcp tells no status; these are what 400, 404 and 405 have.
+    pub(super) fn knows_no_initialize(&self) -> bool {
+        match &*self.0 {
+            Inner::Answered { data, .. } => matches!(
+                data.code,
+                ErrorCode::METHOD_NOT_FOUND
+                    | ErrorCode::INVALID_REQUEST
+                    | ErrorCode::INVALID_PARAMS
+                    | ErrorCode::UNSUPPORTED_PROTOCOL_VERSION
+                    | ErrorCode::MISSING_REQUIRED_CLIENT_CAPABILITY
+                    | ErrorCode::HEADER_MISMATCH
+            ),
+            Inner::Unknown { .. } => true,
+            Inner::Refused(_) => false,
+            Inner::Failed { kind, .. } => *kind == ErrorKind::NoCommonVersion,
+        }
+    }
+
     /// Whether the connection is of no use any more: for everybody on it.
     pub(super) fn ends_connection(&self) -> bool {
         match &*self.0 {
             Inner::Refused(refusal) => refusal.status() == StatusCode::UNAUTHORIZED,
-            Inner::Answered { .. } => false,
+            Inner::Answered { .. } | Inner::Unknown { .. } => false,
             Inner::Failed { kind, .. } => *kind == ErrorKind::Lost,
         }
     }

@@ -162,8 +162,7 @@ impl Pool {
     /// be asked in it. What comes of it tells nothing about the next caller's.
     async fn connect_in_session(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
         match self.open(outbound, ClientLifecycleMode::Initialize).await {
-            // It may know nothing from before 2026-07-28.
-            Err(error) if error.is_answer() => {
+            Err(error) if error.knows_no_initialize() => {
                 let discover = ClientLifecycleMode::Discover {
                     preferred_versions: vec![ProtocolVersion::V_2026_07_28],
                 };
