@@ -96,7 +96,8 @@ async fn call(
     let data = data
         .next_back()
         .map_or(body.clone(), |it| format!("{{{it}"));
-    (status, serde_json::from_str(&data).expect(&body))
+    // A refusal has none.
+    (status, serde_json::from_str(&data).unwrap_or_default())
 }
 
 const MISMATCH: i64 = -32020;
@@ -214,6 +215,77 @@ async fn an_older_caller_says_nothing_in_headers() {
             let region = json!({ "region": "north" });
             assert_eq!(caller.call("mirror", region.clone()).await, region);
             assert!(site.of("tools/list").is_empty());
+        }
+    })
+    .await;
+}
+
+/// Else a list that fails would be the way around the check.
+#[tokio::test]
+async fn without_the_schemas_a_call_of_2026_07_28_fails_and_the_next_one_asks_again() {
+    bounded(async {
+        for newest in [false, true] {
+            let site = Site::start("up", mirror(newest, vec!["alice"])).await;
+            let addr = front(&[site.upstream()]).await;
+            let region = || json!({ "region": "north" });
+            for (status, list, code) in [
+                (403, json!({}), None),
+                (503, json!({}), None),
+                (200, json!({ "error": { "code": -32603, "message": "later" } }), Some(-32603)),
+                (200, json!({ "result": { "resultType": "complete", "prompts": [] } }), None),
+                // Without an end.
+                (
+                    200,
+                    json!({ "result": { "resultType": "complete", "tools": [], "nextCursor": "more" } }),
+                    None,
+                ),
+            ] {
+                let case = list.to_string();
+                site.answer(move |heard| {
+                    let mut list = list.clone();
+                    list["jsonrpc"] = json!("2.0");
+                    list["id"] = heard.body["id"].clone();
+                    (heard.method == "tools/list").then_some((status, list))
+                });
+                let lines = [("region", "north")];
+                let (answered, told) = call(addr, "alice", "mirror", &lines, region()).await;
+                if status == 403 {
+                    // None of the caller's credential, which this upstream has none of.
+                    assert_eq!(answered, 502, "{case}");
+                } else {
+                    let code = code.unwrap_or(-32603);
+                    assert_eq!(told["error"]["code"], code, "{case}: {told}");
+                }
+                assert!(site.of("tools/call").is_empty(), "{case}");
+                // In a session nothing is checked.
+                let caller = Caller::open(addr, Era::Sessions, "alice").await;
+                assert_eq!(caller.call("mirror", region()).await, region());
+                site.heard.forget();
+            }
+            site.answer(|_| None);
+            assert_refused(call(addr, "alice", "mirror", &[], region()).await, "alice");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_lists_no_tools_wants_nothing_in_headers() {
+    bounded(async {
+        for newest in [false, true] {
+            let site = Site::start("up", mirror(newest, vec!["alice"])).await;
+            let addr = front(&[site.upstream()]).await;
+            site.answer(|heard| {
+                let error = json!({ "code": -32601, "message": "no list" });
+                let error = json!({ "jsonrpc": "2.0", "id": heard.body["id"], "error": error });
+                (heard.method == "tools/list").then_some((200, error))
+            });
+            for _ in 0..2 {
+                let region = json!({ "region": "north" });
+                let (status, told) = call(addr, "alice", "mirror", &[], region).await;
+                assert_eq!(status, 200, "{told}");
+            }
+            assert_eq!(site.of("tools/list").len(), 1);
         }
     })
     .await;

@@ -317,8 +317,8 @@ async fn each_refusal_is_one_error_with_its_status_and_challenge() {
                         server.intercept(refuse(rpc, status, challenge, body));
                         let outcome = attempt(&factory, &upstream, &alice).await;
                         if server.of(rpc).is_empty() {
-                            // It is known that nobody needs to discover, or that the tools are known.
-                            assert!(known || rpc == &"tools/list", "{case}");
+                            // It is known that nobody needs to discover.
+                            assert!(known, "{case}");
                             continue;
                         }
                         if rpc == &"tools/list" && status == 403 {

@@ -95,6 +95,11 @@ impl Error {
         Self::failed(upstream, ErrorKind::Unusable, what)
     }
 
+    pub(super) fn endless(upstream: &Upstream) -> Self {
+        let what = "lists its tools on more pages than are looked through";
+        Self::failed(upstream, ErrorKind::Unusable, what)
+    }
+
     pub(super) fn late(upstream: &Upstream) -> Self {
         events::late(upstream);
         Self::failed(upstream, ErrorKind::Unreachable, "did not answer in time")
@@ -179,6 +184,11 @@ impl Error {
             Inner::Answered { data, .. } => Some(data),
             _ => None,
         }
+    }
+
+    pub(super) fn is_unknown_method(&self) -> bool {
+        let data = self.data();
+        data.is_some_and(|data| data.code == ErrorCode::METHOD_NOT_FOUND)
     }
 
     /// Whether the upstream answered, and neither with what was asked for nor with a refusal.
