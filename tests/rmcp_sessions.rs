@@ -214,6 +214,23 @@ async fn an_upstream_of_both_families_is_spoken_to_as_the_caller_speaks() {
 }
 
 #[tokio::test]
+async fn what_an_upstream_tells_one_caller_of_its_versions_counts_for_that_one() {
+    let server = Server::start(Kind::Newest).await;
+    let (upstream, factory) = (server.upstream(), factory());
+    server.intercept(|seen| {
+        let is_alices = seen.token() == Some("Bearer alice");
+        (is_alices && seen.rpc() == "server/discover").then(|| answer(404, &[], ""))
+    });
+    let front = Front::start(Kind::Newest, &upstream, &factory).await;
+    for (lines, version) in [(ALICE, "2025-11-25"), (BOB, NEWEST), (ALICE, "2025-11-25")] {
+        let caller = Caller::open(&front, lines).await;
+        caller.call("whoami", json!({})).await;
+        let last = server.of("tools/call").pop().unwrap();
+        assert_eq!(last.header("mcp-protocol-version"), Some(version));
+    }
+}
+
+#[tokio::test]
 async fn a_session_id_that_the_caller_made_up_is_no_session() {
     let server = Server::start(Kind::Sessions).await;
     let (upstream, factory) = (server.upstream(), factory());

@@ -4,10 +4,7 @@
 
 use std::{
     future::ready,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -34,8 +31,6 @@ const MIN_SWEEP: Duration = Duration::from_secs(1);
 pub(super) struct Pool {
     http: reqwest::Client,
     connect_timeout: Duration,
-    /// Whether the upstream spoke a version from before 2026-07-28 when it could choose.
-    is_older: AtomicBool,
     /// `None`: each call has its own.
     kept: Option<Cache<Key, Arc<Connection>>>,
 }
@@ -82,7 +77,6 @@ impl Pool {
         let pool = Arc::new(Self {
             http,
             connect_timeout,
-            is_older: AtomicBool::new(false),
             kept: kept.map(cache),
         });
         if let Some((_, idle)) = kept {
@@ -173,30 +167,20 @@ impl Pool {
         }
     }
 
-    /// Chooses the protocol as rmcp's `Auto` does, and remembers it.
+    /// Chooses the protocol as rmcp's `Auto` does, each time: what one caller is told says nothing of what
+    /// another is.
     async fn connect_alone(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
-        let remember = |outcome: &Result<Arc<Connection>, Error>| {
-            // After an error it may speak something else by now.
-            let is_older = outcome.as_ref().is_ok_and(|it| !it.is_sessionless());
-            self.is_older.store(is_older, Ordering::Relaxed);
+        let auto = ClientLifecycleMode::Auto {
+            preferred_versions: vec![ProtocolVersion::V_2026_07_28],
+            legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
         };
-        if !self.is_older.load(Ordering::Relaxed) {
-            let auto = ClientLifecycleMode::Auto {
-                preferred_versions: vec![ProtocolVersion::V_2026_07_28],
-                legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
-            };
-            match self.open(outbound, auto).await {
-                // A server that knows how to discover, and only versions from before that.
-                Err(error) if error.kind() == ErrorKind::NoCommonVersion => {}
-                outcome => {
-                    remember(&outcome);
-                    return outcome;
-                }
+        match self.open(outbound, auto).await {
+            // A server that knows how to discover, and only versions from before that.
+            Err(error) if error.kind() == ErrorKind::NoCommonVersion => {
+                self.open(outbound, ClientLifecycleMode::Initialize).await
             }
+            outcome => outcome,
         }
-        let outcome = self.open(outbound, ClientLifecycleMode::Initialize).await;
-        remember(&outcome);
-        outcome
     }
 
     async fn open(
