@@ -471,6 +471,29 @@ async fn an_upstream_that_does_not_answer_is_given_up() {
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Unreachable);
 }
 
+/// Each of the two handshakes would be in time.
+#[tokio::test]
+async fn the_time_to_connect_is_for_all_of_it() {
+    const TIME: Duration = Duration::from_millis(600);
+    let slow = move |status: StatusCode| async move {
+        tokio::time::sleep(TIME * 2 / 3).await;
+        status
+    };
+    let app = axum::Router::new().route(
+        "/mcp",
+        axum::routing::post(move || slow(StatusCode::NOT_FOUND)),
+    );
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let upstream = Upstream::builder("up", url).build().unwrap();
+    let factory = builder().connect_timeout(TIME).build().unwrap();
+    let front = Front::start(Kind::Sessions, &upstream, &factory).await;
+    let inbound = front.inbound(&Caller::open(&front, []).await).await;
+    let error = attempt(&factory, &upstream, &inbound).await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Unreachable);
+}
+
 #[tokio::test]
 async fn an_older_server_that_knows_no_discovery_is_found() {
     for status in [400, 404, 405] {

@@ -146,10 +146,14 @@ impl Pool {
     }
 
     async fn connect(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
-        match outbound.session() {
-            Some(_) => self.connect_in_session(outbound).await,
-            None => self.connect_alone(outbound).await,
-        }
+        let connecting = async {
+            match outbound.session() {
+                Some(_) => self.connect_in_session(outbound).await,
+                None => self.connect_alone(outbound).await,
+            }
+        };
+        let connected = tokio::time::timeout(self.connect_timeout, connecting).await;
+        connected.unwrap_or_else(|_| Err(Error::late(outbound.upstream())))
     }
 
     /// Begins a session, as the caller did: there is no way in 2026-07-28 for what the caller may say and
@@ -194,9 +198,7 @@ impl Pool {
             _ => ClientCapabilities::default(),
         };
         let connecting = Connection::open(self.http.clone(), outbound, answerable, lifecycle);
-        let connection = tokio::time::timeout(self.connect_timeout, connecting).await;
-        let connection = connection.map_err(|_| Error::late(outbound.upstream()))?;
-        connection.map(Arc::new)
+        connecting.await.map(Arc::new)
     }
 
     /// Removes `connection`, and not one that has taken its place since.
