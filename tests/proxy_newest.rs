@@ -290,3 +290,54 @@ async fn an_upstream_that_lists_no_tools_wants_nothing_in_headers() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn integers_are_compared_by_what_they_are() {
+    bounded(async {
+        let mut offer = mirror(false, vec!["alice"]);
+        offer.properties = json!({ "size": { "type": "integer", "x-mcp-header": "Size" } });
+        let site = Site::start("up", offer).await;
+        let addr = front(&[site.upstream()]).await;
+        let max = "18446744073709551615";
+        for (header, argument, agree) in [
+            ("42", "42", true),
+            ("42", "42.0", true),
+            ("42.0", "42", true),
+            ("4.20e1", "42", true),
+            ("420E-1", "42", true),
+            ("1e3", "1000", true),
+            ("1000", "1e3", true),
+            ("-7", "-7.0", true),
+            ("0", "-0", true),
+            (max, max, true),
+            ("1.5", "1.5", true),
+            ("9007199254740993", "9007199254740993", true),
+            ("9007199254740993", "9007199254740992", false),
+            ("9007199254740993.0", "9007199254740992", false),
+            ("4.00000000000000000001", "4", false),
+            ("43", "42", false),
+            ("42.5", "42", false),
+            ("42", "\"42.0\"", false),
+            ("true", "1", false),
+            ("+42", "42", false),
+            ("042", "42", false),
+            ("0x2a", "42", false),
+            ("42.", "42", false),
+            (".42e2", "42", false),
+            ("1e999999999999", "1000", false),
+            ("1e2147483647", "1000", false),
+            ("1e-2147483648", "0", false),
+            ("-", "0", false),
+            ("", "0", false),
+        ] {
+            let argument = serde_json::from_str::<Value>(argument).unwrap();
+            let arguments = json!({ "size": argument });
+            let told = call(addr, "alice", "mirror", &[("size", header)], arguments).await;
+            match agree {
+                true => assert_eq!(told.0, 200, "{header} {argument}"),
+                false => assert_refused(told, &format!("{header} {argument}")),
+            }
+        }
+    })
+    .await;
+}

@@ -13,7 +13,7 @@ use rmcp::{
     ErrorData,
     model::{JsonObject, ListToolsResult, Tool},
 };
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 /// What says in a schema that an argument has a header.
 const ANNOTATION: &str = "x-mcp-header";
@@ -146,12 +146,34 @@ fn check(
 fn agree(headers: &HeaderMap, name: &HeaderName, argument: Option<&Value>) -> bool {
     let mut lines = headers.get_all(name).iter();
     let (line, second) = (lines.next(), lines.next());
-    let agree = match (line, argument.and_then(text)) {
+    let agree = match (line.map(said), argument.and_then(text)) {
         (None, None) => true,
-        (Some(line), Some(argument)) => said(line).is_some_and(|it| it == argument),
+        (Some(Some(said)), Some(text)) if argument.is_some_and(Value::is_number) => {
+            said == text || integer(&said).is_some_and(|it| integer(&text) == Some(it))
+        }
+        (Some(Some(said)), Some(text)) => said == text,
         _ => false,
     };
     agree && second.is_none()
+}
+
+/// What an integer is, however JSON writes it (`42`, `42.0`, `4.2e1`): to the last digit, which a float would
+/// not keep. Nothing of other numbers and of those beyond 128 bits.
+fn integer(text: &str) -> Option<i128> {
+    serde_json::from_str::<Number>(text).ok()?;
+    let (digits, exponent) = match text.split_once(['e', 'E']) {
+        Some((digits, exponent)) => (digits, exponent.parse::<i32>().ok()?),
+        None => (text, 0),
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let value: i128 = format!("{whole}{fraction}").parse().ok()?;
+    let zeros = exponent.checked_sub(fraction.len().try_into().ok()?)?;
+    let power = 10_i128.checked_pow(zeros.unsigned_abs())?;
+    if zeros >= 0 {
+        value.checked_mul(power)
+    } else {
+        (value % power == 0).then_some(value / power)
+    }
 }
 
 /// What a header says of an argument; nothing of null, or of what is no single value.
