@@ -341,3 +341,52 @@ async fn integers_are_compared_by_what_they_are() {
     })
     .await;
 }
+
+/// Clients leave out such a tool, and make no header of it.
+#[tokio::test]
+async fn a_schema_that_says_it_wrongly_wants_nothing() {
+    bounded(async {
+        for newest in [false, true] {
+            let region = json!({ "type": "string", "x-mcp-header": "Region" });
+            let header = |at: usize| {
+                let schema = json!({ "type": "string", "x-mcp-header": format!("h{at}") });
+                (at.to_string(), schema)
+            };
+            let mut too_many: serde_json::Map<_, _> = (0..1024).map(header).collect();
+            too_many.insert("region".to_owned(), region.clone());
+            for properties in [
+                Value::from(too_many),
+                json!({ "region": region, "other": { "type": "string", "x-mcp-header": "rEGION" } }),
+                json!({ "region": region, "deep": { "properties": { "region": region } } }),
+                json!({ "region": region, "n": { "type": "number", "x-mcp-header": "N" } }),
+                json!({ "region": region, "n": { "type": "array", "x-mcp-header": "N" } }),
+                json!({ "region": region, "n": { "type": ["string"], "x-mcp-header": "N" } }),
+                json!({ "region": region, "n": { "x-mcp-header": "N" } }),
+                json!({ "region": region, "n": { "type": "string", "x-mcp-header": "" } }),
+                json!({ "region": region, "n": { "type": "string", "x-mcp-header": "a b" } }),
+                json!({ "region": region, "n": { "type": "string", "x-mcp-header": 7 } }),
+            ] {
+                let mut offer = mirror(newest, vec!["alice"]);
+                offer.properties = properties.clone();
+                let site = Site::start("up", offer).await;
+                let addr = front(&[site.upstream()]).await;
+                let arguments = || json!({ "region": "north" });
+                let (status, told) = call(addr, "alice", "mirror", &[], arguments()).await;
+                assert_eq!(status, 200, "{properties}: {told}");
+            }
+            // What a list does not have any more is not remembered of it.
+            let site = Site::start("up", mirror(newest, vec!["alice"])).await;
+            let addr = front(&[site.upstream()]).await;
+            let arguments = || json!({ "region": "north" });
+            assert_refused(call(addr, "alice", "mirror", &[], arguments()).await, "");
+            site.offer(|offer| offer.tools = Vec::new());
+            Caller::open(addr, Era::Newest, "alice")
+                .await
+                .list("tools/list")
+                .await;
+            let (status, told) = call(addr, "alice", "mirror", &[], arguments()).await;
+            assert_eq!(status, 200, "{told}");
+        }
+    })
+    .await;
+}
