@@ -230,6 +230,34 @@ async fn what_an_upstream_tells_one_caller_of_its_versions_counts_for_that_one()
     }
 }
 
+/// In that version nobody asks in a session, so nothing is declared.
+#[tokio::test]
+async fn an_upstream_that_begins_a_session_in_2026_07_28_has_none() {
+    let server = Server::start(Kind::NewestOnly).await;
+    let (upstream, factory) = (server.upstream(), factory());
+    server.intercept(|seen| {
+        let result = json!({
+            "protocolVersion": NEWEST, "capabilities": { "tools": {} },
+            "serverInfo": { "name": "up", "version": "1" },
+        });
+        let result = json!({ "jsonrpc": "2.0", "id": seen.body["id"], "result": result });
+        let lines = [("content-type", "application/json")];
+        (seen.rpc() == "initialize").then(|| answer(200, &lines, result.to_string()))
+    });
+    let front = Front::start(Kind::Sessions, &upstream, &factory).await;
+    let mut alice = Caller::open(&front, ALICE).await;
+    alice.session = None;
+    alice
+        .initialize(json!({ "sampling": {}, "roots": {} }))
+        .await;
+    let answer = alice.call("whoami", json!({})).await;
+    assert_eq!(answer["authorization"], json!(["Bearer alice"]));
+    assert_eq!(server.of("server/discover").len(), 1);
+    let call = server.of("tools/call").pop().unwrap();
+    let declared = &call.body["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"];
+    assert_eq!(*declared, json!({}), "{}", call.body);
+}
+
 #[tokio::test]
 async fn a_session_id_that_the_caller_made_up_is_no_session() {
     let server = Server::start(Kind::Sessions).await;

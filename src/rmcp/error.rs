@@ -95,6 +95,11 @@ impl Error {
         Self::failed(upstream, ErrorKind::Unusable, what)
     }
 
+    pub(super) fn no_common_version(upstream: &Upstream) -> Self {
+        let what = "speaks other versions of MCP than 2024-11-05 to 2026-07-28";
+        Self::failed(upstream, ErrorKind::NoCommonVersion, what)
+    }
+
     pub(super) fn endless(upstream: &Upstream) -> Self {
         let what = "lists its tools on more pages than are looked through";
         Self::failed(upstream, ErrorKind::Unusable, what)
@@ -116,8 +121,7 @@ impl Error {
             }
             ClientInitializeError::JsonRpcError(data) => Self::answered(upstream, data.clone()),
             ClientInitializeError::NoCompatibleProtocolVersion { .. } => {
-                let what = "speaks other versions of MCP than 2024-11-05 to 2026-07-28";
-                Self::failed(upstream, ErrorKind::NoCommonVersion, what)
+                Self::no_common_version(upstream)
             }
             _ => Self::unusable(upstream),
         }

@@ -192,13 +192,19 @@ impl Pool {
         outbound: &Outbound,
         lifecycle: ClientLifecycleMode,
     ) -> Result<Arc<Connection>, Error> {
+        let in_session = lifecycle == ClientLifecycleMode::Initialize;
         // In 2026-07-28 a question is a result, which nobody in a session can be given.
-        let answerable = match lifecycle {
-            ClientLifecycleMode::Initialize => answerable(outbound.session()),
-            _ => ClientCapabilities::default(),
+        let answerable = match in_session {
+            true => answerable(outbound.session()),
+            false => ClientCapabilities::default(),
         };
         let connecting = Connection::open(self.http.clone(), outbound, answerable, lifecycle);
-        connecting.await.map(Arc::new)
+        let connection = connecting.await?;
+        if in_session && connection.is_sessionless() {
+            // No answer to `initialize`, which that version does not have.
+            return Err(Error::no_common_version(outbound.upstream()));
+        }
+        Ok(Arc::new(connection))
     }
 
     /// Removes `connection`, and not one that has taken its place since.
