@@ -163,7 +163,8 @@ impl Client {
     }
 
     /// `tools/call`. To a 2026-07-28 upstream the first one on a connection lists the tools before, since
-    /// what a tool wants as `Mcp-Param-*` headers is in its schema.
+    /// what a tool wants as `Mcp-Param-*` headers is in its schema. Where the upstream does not list them, the
+    /// call goes on without such headers, and the next one asks again.
     ///
     /// # Errors
     ///

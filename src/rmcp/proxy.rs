@@ -59,7 +59,8 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// A call of 2026-07-28 whose `Mcp-Param-*` headers are missing, malformed or not what its arguments say is
 /// refused, with 400 and -32020. Which arguments have one is in the schema of the tool, as this caller is
-/// told it: the tools of the upstream are listed for that, once on a connection.
+/// told it: the tools of the upstream are listed for that, once on a connection. Where they cannot be listed,
+/// the call fails with the error of the list; not where the upstream knows no such list.
 ///
 /// A message that is for one server, by a [`ServerIdLayer`](crate::ServerIdLayer) around the HTTP service,
 /// sees the upstream of that name alone, without prefixes.
@@ -92,7 +93,15 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// # }
 /// ```
 ///
-/// # What rmcp cannot pass on
+/// # What is not passed on
+///
+/// The upstream connection of a front session ends when no call has used it for
+/// [`idle_time`](super::FactoryBuilder::idle_time), or when more than
+/// [`max_connections`](super::FactoryBuilder::max_connections) to that upstream are kept. Subscriptions and the
+/// log level in it end with it, though the front session goes on.
+///
+/// A caller in a session has no log level, no subscriptions and no questions at an upstream that speaks
+/// 2026-07-28 alone. A caller of 2026-07-28 cannot be asked by an older upstream.
 ///
 /// A notification to a server without sessions (`StreamableHttpServerConfig::with_legacy_session_mode`) is
 /// dropped by rmcp. What an upstream says of itself between calls, such as a changed list, reaches a caller only
