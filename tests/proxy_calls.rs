@@ -273,6 +273,40 @@ async fn a_method_that_nobody_knows_is_for_the_only_upstream() {
     .await;
 }
 
+/// rmcp takes a message that it cannot read for one of a method that nobody knows.
+#[tokio::test]
+async fn a_message_that_cannot_be_read_reaches_nobody() {
+    bounded(async {
+        let (one, two, both) = two(false).await;
+        let alone = front(&[one.upstream()]).await;
+        for addr in [alone, both] {
+            for era in ERAS {
+                let alice = Caller::open(addr, era, "alice").await;
+                for (method, params) in [
+                    ("tools/call", json!({ "name": "whoami", "requestState": 7 })),
+                    ("prompts/get", json!({ "name": "greet", "arguments": 7 })),
+                    ("resources/read", json!({})),
+                    ("resources/subscribe", json!({})),
+                    ("resources/unsubscribe", json!({})),
+                    ("resources/directory/read", json!({})),
+                    ("completion/complete", json!({})),
+                    ("logging/setLevel", json!({ "level": "loud" })),
+                    ("subscriptions/listen", json!({ "notifications": 7 })),
+                    ("tasks/get", json!({})),
+                    ("tasks/update", json!({})),
+                    ("tasks/cancel", json!({})),
+                    ("skills/get", json!({})),
+                ] {
+                    let told = alice.ask(method, params).await;
+                    assert_eq!(told["error"]["code"], -32602, "{era:?} {method}: {told}");
+                    assert!(one.of(method).is_empty() && two.of(method).is_empty());
+                }
+            }
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_upstreams_own_error_comes_as_it_is() {
     bounded(async {

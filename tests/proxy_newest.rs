@@ -96,7 +96,8 @@ async fn call(
     let data = data
         .next_back()
         .map_or(body.clone(), |it| format!("{{{it}"));
-    (status, serde_json::from_str(&data).expect(&body))
+    // A refusal has none.
+    (status, serde_json::from_str(&data).unwrap_or_default())
 }
 
 const MISMATCH: i64 = -32020;
@@ -214,6 +215,177 @@ async fn an_older_caller_says_nothing_in_headers() {
             let region = json!({ "region": "north" });
             assert_eq!(caller.call("mirror", region.clone()).await, region);
             assert!(site.of("tools/list").is_empty());
+        }
+    })
+    .await;
+}
+
+/// Else a list that fails would be the way around the check.
+#[tokio::test]
+async fn without_the_schemas_a_call_of_2026_07_28_fails_and_the_next_one_asks_again() {
+    bounded(async {
+        for newest in [false, true] {
+            let site = Site::start("up", mirror(newest, vec!["alice"])).await;
+            let addr = front(&[site.upstream()]).await;
+            let region = || json!({ "region": "north" });
+            for (status, list, code) in [
+                (403, json!({}), None),
+                (503, json!({}), None),
+                (200, json!({ "error": { "code": -32603, "message": "later" } }), Some(-32603)),
+                (200, json!({ "result": { "resultType": "complete", "prompts": [] } }), None),
+                // Without an end.
+                (
+                    200,
+                    json!({ "result": { "resultType": "complete", "tools": [], "nextCursor": "more" } }),
+                    None,
+                ),
+            ] {
+                let case = list.to_string();
+                site.answer(move |heard| {
+                    let mut list = list.clone();
+                    list["jsonrpc"] = json!("2.0");
+                    list["id"] = heard.body["id"].clone();
+                    (heard.method == "tools/list").then_some((status, list))
+                });
+                let lines = [("region", "north")];
+                let (answered, told) = call(addr, "alice", "mirror", &lines, region()).await;
+                if status == 403 {
+                    // None of the caller's credential, which this upstream has none of.
+                    assert_eq!(answered, 502, "{case}");
+                } else {
+                    let code = code.unwrap_or(-32603);
+                    assert_eq!(told["error"]["code"], code, "{case}: {told}");
+                }
+                assert!(site.of("tools/call").is_empty(), "{case}");
+                // In a session nothing is checked.
+                let caller = Caller::open(addr, Era::Sessions, "alice").await;
+                assert_eq!(caller.call("mirror", region()).await, region());
+                site.heard.forget();
+            }
+            site.answer(|_| None);
+            assert_refused(call(addr, "alice", "mirror", &[], region()).await, "alice");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_lists_no_tools_wants_nothing_in_headers() {
+    bounded(async {
+        for newest in [false, true] {
+            let site = Site::start("up", mirror(newest, vec!["alice"])).await;
+            let addr = front(&[site.upstream()]).await;
+            site.answer(|heard| {
+                let error = json!({ "code": -32601, "message": "no list" });
+                let error = json!({ "jsonrpc": "2.0", "id": heard.body["id"], "error": error });
+                (heard.method == "tools/list").then_some((200, error))
+            });
+            for _ in 0..2 {
+                let region = json!({ "region": "north" });
+                let (status, told) = call(addr, "alice", "mirror", &[], region).await;
+                assert_eq!(status, 200, "{told}");
+            }
+            assert_eq!(site.of("tools/list").len(), 1);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn integers_are_compared_by_what_they_are() {
+    bounded(async {
+        let mut offer = mirror(false, vec!["alice"]);
+        offer.properties = json!({ "size": { "type": "integer", "x-mcp-header": "Size" } });
+        let site = Site::start("up", offer).await;
+        let addr = front(&[site.upstream()]).await;
+        let max = "18446744073709551615";
+        for (header, argument, agree) in [
+            ("42", "42", true),
+            ("42", "42.0", true),
+            ("42.0", "42", true),
+            ("4.20e1", "42", true),
+            ("420E-1", "42", true),
+            ("1e3", "1000", true),
+            ("1000", "1e3", true),
+            ("-7", "-7.0", true),
+            ("0", "-0", true),
+            (max, max, true),
+            ("1.5", "1.5", true),
+            ("9007199254740993", "9007199254740993", true),
+            ("9007199254740993", "9007199254740992", false),
+            ("9007199254740993.0", "9007199254740992", false),
+            ("4.00000000000000000001", "4", false),
+            ("43", "42", false),
+            ("42.5", "42", false),
+            ("42", "\"42.0\"", false),
+            ("true", "1", false),
+            ("+42", "42", false),
+            ("042", "42", false),
+            ("0x2a", "42", false),
+            ("42.", "42", false),
+            (".42e2", "42", false),
+            ("1e999999999999", "1000", false),
+            ("1e2147483647", "1000", false),
+            ("1e-2147483648", "0", false),
+            ("-", "0", false),
+            ("", "0", false),
+        ] {
+            let argument = serde_json::from_str::<Value>(argument).unwrap();
+            let arguments = json!({ "size": argument });
+            let told = call(addr, "alice", "mirror", &[("size", header)], arguments).await;
+            match agree {
+                true => assert_eq!(told.0, 200, "{header} {argument}"),
+                false => assert_refused(told, &format!("{header} {argument}")),
+            }
+        }
+    })
+    .await;
+}
+
+/// Clients leave out such a tool, and make no header of it.
+#[tokio::test]
+async fn a_schema_that_says_it_wrongly_wants_nothing() {
+    bounded(async {
+        for newest in [false, true] {
+            let region = json!({ "type": "string", "x-mcp-header": "Region" });
+            let header = |at: usize| {
+                let schema = json!({ "type": "string", "x-mcp-header": format!("h{at}") });
+                (at.to_string(), schema)
+            };
+            let mut too_many: serde_json::Map<_, _> = (0..1024).map(header).collect();
+            too_many.insert("region".to_owned(), region.clone());
+            for properties in [
+                Value::from(too_many),
+                json!({ "region": region, "other": { "type": "string", "x-mcp-header": "rEGION" } }),
+                json!({ "region": region, "deep": { "properties": { "region": region } } }),
+                json!({ "region": region, "n": { "type": "number", "x-mcp-header": "N" } }),
+                json!({ "region": region, "n": { "type": "array", "x-mcp-header": "N" } }),
+                json!({ "region": region, "n": { "type": ["string"], "x-mcp-header": "N" } }),
+                json!({ "region": region, "n": { "x-mcp-header": "N" } }),
+                json!({ "region": region, "n": { "type": "string", "x-mcp-header": "" } }),
+                json!({ "region": region, "n": { "type": "string", "x-mcp-header": "a b" } }),
+                json!({ "region": region, "n": { "type": "string", "x-mcp-header": 7 } }),
+            ] {
+                let mut offer = mirror(newest, vec!["alice"]);
+                offer.properties = properties.clone();
+                let site = Site::start("up", offer).await;
+                let addr = front(&[site.upstream()]).await;
+                let arguments = || json!({ "region": "north" });
+                let (status, told) = call(addr, "alice", "mirror", &[], arguments()).await;
+                assert_eq!(status, 200, "{properties}: {told}");
+            }
+            // What a list does not have any more is not remembered of it.
+            let site = Site::start("up", mirror(newest, vec!["alice"])).await;
+            let addr = front(&[site.upstream()]).await;
+            let arguments = || json!({ "region": "north" });
+            assert_refused(call(addr, "alice", "mirror", &[], arguments()).await, "");
+            site.offer(|offer| offer.tools = Vec::new());
+            Caller::open(addr, Era::Newest, "alice")
+                .await
+                .list("tools/list")
+                .await;
+            let (status, told) = call(addr, "alice", "mirror", &[], arguments()).await;
+            assert_eq!(status, 200, "{told}");
         }
     })
     .await;

@@ -66,8 +66,8 @@ async fn the_requests_of_a_call_are_as_the_table_says() {
         (Kind::Sessions, Kind::StatelessJson, [3, 3, 1, 3]),
         (Kind::Sessions, Kind::Newest, [4, 4, 1, 5]),
         (Kind::Sessions, Kind::NewestOnly, [4, 4, 1, 4]),
-        (Kind::Newest, Kind::Sessions, [5, 4, 1, 5]),
-        (Kind::Newest, Kind::StatelessJson, [4, 3, 1, 3]),
+        (Kind::Newest, Kind::Sessions, [5, 5, 1, 6]),
+        (Kind::Newest, Kind::StatelessJson, [4, 4, 1, 4]),
         (Kind::Newest, Kind::Newest, [3, 3, 1, 3]),
         (Kind::Newest, Kind::NewestOnly, [3, 3, 1, 3]),
     ] {

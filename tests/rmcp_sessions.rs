@@ -214,6 +214,51 @@ async fn an_upstream_of_both_families_is_spoken_to_as_the_caller_speaks() {
 }
 
 #[tokio::test]
+async fn what_an_upstream_tells_one_caller_of_its_versions_counts_for_that_one() {
+    let server = Server::start(Kind::Newest).await;
+    let (upstream, factory) = (server.upstream(), factory());
+    server.intercept(|seen| {
+        let is_alices = seen.token() == Some("Bearer alice");
+        (is_alices && seen.rpc() == "server/discover").then(|| answer(404, &[], ""))
+    });
+    let front = Front::start(Kind::Newest, &upstream, &factory).await;
+    for (lines, version) in [(ALICE, "2025-11-25"), (BOB, NEWEST), (ALICE, "2025-11-25")] {
+        let caller = Caller::open(&front, lines).await;
+        caller.call("whoami", json!({})).await;
+        let last = server.of("tools/call").pop().unwrap();
+        assert_eq!(last.header("mcp-protocol-version"), Some(version));
+    }
+}
+
+/// In that version nobody asks in a session, so nothing is declared.
+#[tokio::test]
+async fn an_upstream_that_begins_a_session_in_2026_07_28_has_none() {
+    let server = Server::start(Kind::NewestOnly).await;
+    let (upstream, factory) = (server.upstream(), factory());
+    server.intercept(|seen| {
+        let result = json!({
+            "protocolVersion": NEWEST, "capabilities": { "tools": {} },
+            "serverInfo": { "name": "up", "version": "1" },
+        });
+        let result = json!({ "jsonrpc": "2.0", "id": seen.body["id"], "result": result });
+        let lines = [("content-type", "application/json")];
+        (seen.rpc() == "initialize").then(|| answer(200, &lines, result.to_string()))
+    });
+    let front = Front::start(Kind::Sessions, &upstream, &factory).await;
+    let mut alice = Caller::open(&front, ALICE).await;
+    alice.session = None;
+    alice
+        .initialize(json!({ "sampling": {}, "roots": {} }))
+        .await;
+    let answer = alice.call("whoami", json!({})).await;
+    assert_eq!(answer["authorization"], json!(["Bearer alice"]));
+    assert_eq!(server.of("server/discover").len(), 1);
+    let call = server.of("tools/call").pop().unwrap();
+    let declared = &call.body["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"];
+    assert_eq!(*declared, json!({}), "{}", call.body);
+}
+
+#[tokio::test]
 async fn a_session_id_that_the_caller_made_up_is_no_session() {
     let server = Server::start(Kind::Sessions).await;
     let (upstream, factory) = (server.upstream(), factory());

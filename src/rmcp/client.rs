@@ -19,10 +19,8 @@ use rmcp::{
 };
 
 use super::{
-    bridge::Caller,
-    error::Error,
-    newest::{Mirrored, complete},
-    pool::Lease,
+    bridge::Caller, error::Error, param_headers::ParamHeaders, pool::Lease,
+    result_type::with_result_type,
 };
 use crate::{carry::Inbound, outbound::Outbound};
 
@@ -125,9 +123,13 @@ impl Client {
     }
 
     /// What `tool` wants as headers, too, as this caller is told; asked for once on a connection.
-    pub(super) async fn mirrored(&self, tool: &str) -> Result<Option<Arc<Mirrored>>, Error> {
-        let mirrored = self.lease.connection.mirrored(&self.outbound, tool).await;
-        self.learn(mirrored).await
+    pub(super) async fn param_headers(
+        &self,
+        tool: &str,
+    ) -> Result<Option<Arc<ParamHeaders>>, Error> {
+        let connection = &self.lease.connection;
+        let headers = connection.param_headers(&self.outbound, tool).await;
+        self.learn(headers).await
     }
 
     /// Sends `request`, and takes what `pick` finds in the answer.
@@ -136,7 +138,7 @@ impl Client {
         request: impl Into<ClientRequest>,
         pick: impl FnOnce(ServerResult) -> Option<T>,
     ) -> Result<T, Error> {
-        let result = complete(self.request(request).await?);
+        let result = with_result_type(self.request(request).await?);
         pick(result).ok_or_else(|| Error::unusable(self.outbound.upstream()))
     }
 
@@ -161,7 +163,8 @@ impl Client {
     }
 
     /// `tools/call`. To a 2026-07-28 upstream the first one on a connection lists the tools before, since
-    /// what a tool wants as `Mcp-Param-*` headers is in its schema.
+    /// what a tool wants as `Mcp-Param-*` headers is in its schema. Where the upstream does not list them, the
+    /// call goes on without such headers, and the next one asks again.
     ///
     /// # Errors
     ///

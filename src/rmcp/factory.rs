@@ -115,7 +115,8 @@ impl FactoryBuilder {
         Self { http, ..self }
     }
 
-    /// How long an upstream may take for the connection and the handshake; 30 s by default.
+    /// How long an upstream may take for the connection and the handshake, in whichever versions it is tried;
+    /// 30 s by default.
     pub fn connect_timeout(self, connect_timeout: Duration) -> Self {
         Self {
             connect_timeout,

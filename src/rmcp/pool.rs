@@ -4,10 +4,7 @@
 
 use std::{
     future::ready,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -34,8 +31,6 @@ const MIN_SWEEP: Duration = Duration::from_secs(1);
 pub(super) struct Pool {
     http: reqwest::Client,
     connect_timeout: Duration,
-    /// Whether the upstream spoke a version from before 2026-07-28 when it could choose.
-    is_older: AtomicBool,
     /// `None`: each call has its own.
     kept: Option<Cache<Key, Arc<Connection>>>,
 }
@@ -82,7 +77,6 @@ impl Pool {
         let pool = Arc::new(Self {
             http,
             connect_timeout,
-            is_older: AtomicBool::new(false),
             kept: kept.map(cache),
         });
         if let Some((_, idle)) = kept {
@@ -152,18 +146,21 @@ impl Pool {
     }
 
     async fn connect(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
-        match outbound.session() {
-            Some(_) => self.connect_in_session(outbound).await,
-            None => self.connect_alone(outbound).await,
-        }
+        let connecting = async {
+            match outbound.session() {
+                Some(_) => self.connect_in_session(outbound).await,
+                None => self.connect_alone(outbound).await,
+            }
+        };
+        let connected = tokio::time::timeout(self.connect_timeout, connecting).await;
+        connected.unwrap_or_else(|_| Err(Error::late(outbound.upstream())))
     }
 
     /// Begins a session, as the caller did: there is no way in 2026-07-28 for what the caller may say and
     /// be asked in it. What comes of it tells nothing about the next caller's.
     async fn connect_in_session(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
         match self.open(outbound, ClientLifecycleMode::Initialize).await {
-            // It may know nothing from before 2026-07-28.
-            Err(error) if error.is_answer() => {
+            Err(error) if error.knows_no_initialize() => {
                 let discover = ClientLifecycleMode::Discover {
                     preferred_versions: vec![ProtocolVersion::V_2026_07_28],
                 };
@@ -174,30 +171,20 @@ impl Pool {
         }
     }
 
-    /// Chooses the protocol as rmcp's `Auto` does, and remembers it.
+    /// Chooses the protocol as rmcp's `Auto` does, each time: what one caller is told says nothing of what
+    /// another is.
     async fn connect_alone(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
-        let remember = |outcome: &Result<Arc<Connection>, Error>| {
-            // After an error it may speak something else by now.
-            let is_older = outcome.as_ref().is_ok_and(|it| !it.is_sessionless());
-            self.is_older.store(is_older, Ordering::Relaxed);
+        let auto = ClientLifecycleMode::Auto {
+            preferred_versions: vec![ProtocolVersion::V_2026_07_28],
+            legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
         };
-        if !self.is_older.load(Ordering::Relaxed) {
-            let auto = ClientLifecycleMode::Auto {
-                preferred_versions: vec![ProtocolVersion::V_2026_07_28],
-                legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
-            };
-            match self.open(outbound, auto).await {
-                // A server that knows how to discover, and only versions from before that.
-                Err(error) if error.kind() == ErrorKind::NoCommonVersion => {}
-                outcome => {
-                    remember(&outcome);
-                    return outcome;
-                }
+        match self.open(outbound, auto).await {
+            // A server that knows how to discover, and only versions from before that.
+            Err(error) if error.kind() == ErrorKind::NoCommonVersion => {
+                self.open(outbound, ClientLifecycleMode::Initialize).await
             }
+            outcome => outcome,
         }
-        let outcome = self.open(outbound, ClientLifecycleMode::Initialize).await;
-        remember(&outcome);
-        outcome
     }
 
     async fn open(
@@ -205,15 +192,19 @@ impl Pool {
         outbound: &Outbound,
         lifecycle: ClientLifecycleMode,
     ) -> Result<Arc<Connection>, Error> {
+        let in_session = lifecycle == ClientLifecycleMode::Initialize;
         // In 2026-07-28 a question is a result, which nobody in a session can be given.
-        let answerable = match lifecycle {
-            ClientLifecycleMode::Initialize => answerable(outbound.session()),
-            _ => ClientCapabilities::default(),
+        let answerable = match in_session {
+            true => answerable(outbound.session()),
+            false => ClientCapabilities::default(),
         };
         let connecting = Connection::open(self.http.clone(), outbound, answerable, lifecycle);
-        let connection = tokio::time::timeout(self.connect_timeout, connecting).await;
-        let connection = connection.map_err(|_| Error::late(outbound.upstream()))?;
-        connection.map(Arc::new)
+        let connection = connecting.await?;
+        if in_session && connection.is_sessionless() {
+            // No answer to `initialize`, which that version does not have.
+            return Err(Error::no_common_version(outbound.upstream()));
+        }
+        Ok(Arc::new(connection))
     }
 
     /// Removes `connection`, and not one that has taken its place since.
