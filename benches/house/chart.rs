@@ -21,7 +21,7 @@ pub(crate) struct Curve {
 const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 350.0;
 const LEFT: f64 = 62.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 30.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 116.0;
 

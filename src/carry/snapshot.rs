@@ -118,18 +118,6 @@ impl Inbound {
         self.unknown
     }
 
-    /// Whether the absence of `name` says anything: it was looked for, or this is nobody.
-    pub(crate) fn knows(&self, name: &HeaderName) -> bool {
-        self.captured.is_none() || self.place(name).is_some()
-    }
-
-    /// The place of `name` among the captured ones.
-    fn place(&self, name: &HeaderName) -> Option<usize> {
-        let names = self.names();
-        let place = names.binary_search_by(|known| known.as_str().cmp(name.as_str()));
-        place.ok()
-    }
-
     /// The inbound that was attached to a request's extensions; one without a header where there is
     /// none.
     ///
@@ -168,7 +156,7 @@ impl Inbound {
     /// [several]: crate::Rule::multi
     #[must_use]
     pub fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
-        self.entries(name).next().map(|entry| &entry.value)
+        self.entries(name)?.first().map(|entry| &entry.value)
     }
 
     /// Every line that was captured.
@@ -223,11 +211,20 @@ impl Inbound {
         }
     }
 
-    /// The lines under `name`, in the order in which they came.
-    pub(crate) fn entries(&self, name: &HeaderName) -> impl Iterator<Item = &Entry> {
-        let place = self.place(name);
-        let lines = self.lines().iter();
-        lines.filter(move |entry| Some(entry.name) == place)
+    /// The lines under `name`, in the order in which they came; `None` where their absence would say
+    /// nothing: nobody has looked for them, and this is somebody.
+    pub(crate) fn entries(&self, name: &HeaderName) -> Option<&[Entry]> {
+        let Some(names) = &self.captured else {
+            return Some(&[]);
+        };
+        let place = names.binary_search_by(|known| known.as_str().cmp(name.as_str()));
+        let place = place.ok()?;
+        // They are in the order of their names.
+        let lines = self.lines();
+        let start = lines.partition_point(|entry| entry.name < place);
+        let lines = lines.get(start..)?;
+        let end = lines.partition_point(|entry| entry.name == place);
+        lines.get(..end)
     }
 
     /// Whether nothing was captured.

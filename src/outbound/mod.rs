@@ -297,17 +297,19 @@ fn resolve(
     mut write: impl FnMut(HeaderValue, Provenance),
 ) -> Result<(), OutboundError> {
     let error = |kind| OutboundError::new(kind, upstream.name(), Some(&rule.source));
-    if !rule.reads().all(|name| inbound.knows(name)) {
-        return Err(error(Kind::NotCaptured));
+    let entries = |name| {
+        inbound
+            .entries(name)
+            .ok_or_else(|| error(Kind::NotCaptured))
+    };
+    let mut lines = entries(&rule.source)?;
+    if let Some(admission) = &rule.only_with
+        && entries(admission)?.is_empty()
+    {
+        lines = &[];
     }
-    let admission = rule.only_with.as_ref();
-    let admitted = admission.is_none_or(|name| inbound.get(name).is_some());
-    let mut lines = inbound
-        .entries(&rule.source)
-        .filter(|_| admitted)
-        .peekable();
     let is_static = || upstream.is_static(&rule.target);
-    if lines.peek().is_none() {
+    if lines.is_empty() {
         return if rule.required {
             Err(error(Kind::Missing))
         } else if inbound.is_unknown()
@@ -324,7 +326,7 @@ fn resolve(
         return Ok(());
     }
     // The capture layer has seen to it, unless it was built for other rules.
-    if !rule.multi && inbound.entries(&rule.source).nth(1).is_some() {
+    if !rule.multi && lines.len() > 1 {
         return Err(error(Kind::Invalid));
     }
     for line in lines {
