@@ -161,10 +161,20 @@ fn what_can_be_attested() {
     ] {
         assert_eq!(kinds(attest(name)), [kind], "{name}");
     }
-    let twice = CaptureLayer::for_upstreams([&up])
-        .attest("x-subject", |_| None)
-        .attest("x-subject", |_| None);
-    assert_eq!(kinds(twice.build()), [MistakeKind::Attested]);
+    for (second, wrong) in [
+        ("x-subject", "attested twice"),
+        ("x_subject", "no rule reads it"),
+    ] {
+        let twice = CaptureLayer::for_upstreams([&up])
+            .attest("x-subject", |_| None)
+            .attest(second, |_| None);
+        let error = twice.build().unwrap_err();
+        let [mistake] = error.mistakes() else {
+            panic!("{error}");
+        };
+        assert_eq!(mistake.kind(), MistakeKind::Attested);
+        assert!(mistake.to_string().contains(wrong), "{mistake}");
+    }
 }
 
 #[tokio::test]
