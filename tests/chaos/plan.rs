@@ -217,7 +217,7 @@ impl Chaos {
         let drawn = self.fault(call);
         let is_possible = match drawn {
             Fault::LoseSession => place.has_sessions(),
-            Fault::Stranger => in_session,
+            Fault::Stranger => in_session && (!list || place.tells_calls()),
             // Which list it is, cannot be told there.
             _ => !list || place.tells_calls() || drawn == Fault::Leave,
         };
