@@ -20,12 +20,17 @@ pub struct Came {
     pub outcome: Outcome,
     /// Which upstreams a list names as missing.
     pub missing: Vec<Place>,
+    /// Why there is no result.
+    pub error: String,
 }
 
 impl From<Outcome> for Came {
     fn from(outcome: Outcome) -> Self {
-        let missing = Vec::new();
-        Self { outcome, missing }
+        Self {
+            outcome,
+            missing: Vec::new(),
+            error: String::new(),
+        }
     }
 }
 
@@ -126,7 +131,14 @@ impl Answer {
             return Err(self.show());
         };
         if let Some(code) = message["error"]["code"].as_i64() {
-            return Ok(Outcome::Error(code).into());
+            let error = message["error"]["message"].to_string();
+            let names = format!("upstream `{}`", plan.place.name());
+            let came = Came {
+                error,
+                ..Outcome::Error(code).into()
+            };
+            let is_own = plan.list || came.error.contains(&names);
+            return is_own.then_some(came).ok_or_else(|| self.show());
         }
         let result = &message["result"];
         if plan.list {
@@ -161,7 +173,10 @@ impl Answer {
             true => Outcome::Answered,
             false => Outcome::Without,
         };
-        Ok(Came { outcome, missing })
+        Ok(Came {
+            missing,
+            ..outcome.into()
+        })
     }
 
     /// Nobody's value is in an answer but those that this call sent to these upstreams.

@@ -2,7 +2,10 @@
 //!
 //! It may not know how a fault is done.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::Request;
@@ -116,6 +119,13 @@ impl Lane {
         };
         let request = all.proxy.call(&path, call, named.as_deref(), plan);
         let before: Vec<_> = all.sites.iter().map(|site| site.restarts()).collect();
+        let losses = || {
+            all.sites
+                .iter()
+                .map(|site| site.losses(call.principal))
+                .sum()
+        };
+        let lost_before: u64 = losses();
         let came = self.outcome(call, plan, request).await?;
         let restarted = |(site, before): &(&Arc<Site>, u64)| site.has_restarted(*before);
         let restarted = all.sites.iter().zip(before).filter(restarted);
@@ -134,12 +144,21 @@ impl Lane {
         }
         let meantime = Meantime {
             restarted,
-            lost: lost.is_some(),
+            lost: lost.is_some() || (chaos.way == Way::Gateway && losses() != lost_before),
         };
         let is_allowed = allows(chaos.way, plan, &meantime, &came);
+        let Came {
+            outcome,
+            missing,
+            error,
+        } = came;
+        if !is_allowed && session.is_some() && error.contains("closed the connection during") {
+            all.world.given_up.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
         is_allowed
             .then_some(())
-            .ok_or_else(|| format!("{came:?} ({meantime:?})"))
+            .ok_or_else(|| format!("{outcome:?} {error} without {missing:?} ({meantime:?})"))
     }
 
     /// Sends the call, or goes away during it, as its plan has it.

@@ -35,6 +35,9 @@ use crate::{
 /// How long an upstream may be silent before its caller is told so.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Beyond it a refusal comes too late, which a busy machine must not decide.
+const HOLD_LIMIT: Duration = Duration::from_secs(60);
+
 /// After which time nothing is kept that nobody uses.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -174,7 +177,8 @@ fn layered(
         let found = name.and_then(|name| upstreams.find(|it| it.name() == name));
         found.cloned()
     };
-    app.layer(RefusalLayer::new().challenge(challenge.clone()))
+    let refusal = RefusalLayer::new().hold_limit(HOLD_LIMIT);
+    app.layer(refusal.challenge(challenge.clone()))
         .layer(ProbeLayer::new(client, probed).challenge(challenge))
         .layer(sessions)
         .layer(capture)

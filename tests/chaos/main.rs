@@ -29,7 +29,7 @@ mod world;
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -42,7 +42,7 @@ use tokio::{
 use caller::Callers;
 use house::{House, workers};
 use message::Proxy;
-use plan::{Chaos, FILLING, PLACES, PRINCIPALS, Way};
+use plan::{Chaos, FILLING, PLACES, PRINCIPALS, RESTING, Way};
 use site::Site;
 use world::World;
 
@@ -51,6 +51,9 @@ const CALLS: u64 = 100_000;
 
 /// What any wait here is given up after.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// For how long a layer remembers anything, at most: `InternalForward` what was proved.
+const MEMORY: Duration = Duration::from_secs(120);
 
 fn variable(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
@@ -73,10 +76,10 @@ struct Outside {
 }
 
 impl Outside {
-    fn start(way: Way) -> Self {
+    fn start(way: Way, rests: [u64; 2]) -> Self {
         let seed = variable("CHAOS_SEED").unwrap_or_else(|| RandomState::new().hash_one(way as u8));
         println!("{way:?}: CHAOS_SEED={seed}");
-        let world = Arc::new(World::new(Chaos { way, seed }));
+        let world = Arc::new(World::new(Chaos { way, seed, rests }));
         let mut builder = Builder::new_multi_thread();
         let runtime = builder.worker_threads(2).enable_all().build().unwrap();
         let sites = runtime.block_on(async {
@@ -132,6 +135,10 @@ impl Outside {
         let (mismatches, first) = self.world.mismatches();
         let seed = self.world.chaos.seed;
         assert_eq!(mismatches, 0, "CHAOS_SEED={seed}; the first: {first:#?}");
+        let given_up = self.world.given_up.load(Ordering::Relaxed);
+        println!("{way:?}: {given_up} calls given up");
+        let bound = 1 + usize::try_from(calls).unwrap() / 5_000;
+        assert!(given_up <= bound, "CHAOS_SEED={seed}: {given_up} given up");
     }
 }
 
@@ -179,37 +186,52 @@ impl Attack {
         let sessions = &self.house.sessions;
         assert_eq!((sessions.live(), sessions.principals()), (0, 0));
     }
+
+    /// And, once all is forgotten that is remembered for a while, a few times more.
+    async fn until_rest(&mut self, way: Way, rest: u64) {
+        self.until(rest).await;
+        // Beside a gateway's own weight that is little; and rmcp's keep-alive, which goes by another
+        // clock, would say nothing so often that nothing could be held.
+        if way == Way::Relay {
+            tokio::time::pause();
+            tokio::time::advance(MEMORY).await;
+            tokio::time::resume();
+        }
+        self.until(rest + RESTING).await;
+    }
 }
 
 /// So many calls through a house on this thread: no mismatch, and nothing grows.
 fn counted(way: Way, calls: u64) {
-    let outside = Outside::start(way);
+    let each = calls.div_ceil(PRINCIPALS).max(2 * FILLING) - RESTING;
+    let rests = [FILLING.max(each / 10), each];
+    let outside = Outside::start(way, rests);
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    let each = calls.div_ceil(PRINCIPALS);
     let mut attack = None;
     // Whatever is made once, these make.
     let first = measure(|| {
         runtime.block_on(async {
             let mut begun = Attack::begin(&outside).await;
-            begun.until(FILLING.max(each / 10)).await;
+            begun.until_rest(way, rests[0]).await;
             attack = Some(begun);
         });
     });
-    let more = measure(|| runtime.block_on(attack.as_mut().unwrap().until(each)));
+    let more = measure(|| runtime.block_on(attack.as_mut().unwrap().until_rest(way, rests[1])));
     outside.verdict();
     let (first, more) = (first.bytes_current, more.bytes_current);
     println!("{way:?}: {first} live bytes after a tenth of the calls, {more} more after all");
-    assert!(first > 0 && more * 10 <= first, "{first} and {more}");
+    assert!(first > 0 && more.abs() * 10 <= first, "{first} and {more}");
 }
 
 /// So many calls through a house on four threads.
 fn threaded(way: Way, calls: u64) {
-    let outside = Outside::start(way);
+    let each = calls.div_ceil(PRINCIPALS);
+    let outside = Outside::start(way, [each; 2]);
     let mut builder = Builder::new_multi_thread();
     let runtime = builder.worker_threads(4).enable_all().build().unwrap();
     let attack = async {
         let mut attack = Attack::begin(&outside).await;
-        attack.until(calls.div_ceil(PRINCIPALS)).await;
+        attack.until(each).await;
     };
     runtime.block_on(attack);
     outside.verdict();

@@ -7,9 +7,12 @@ use std::fmt;
 
 pub const PRINCIPALS: u64 = 64;
 
-/// How many calls of each principal are all probed and proved, so that what the layers remember of
-/// both for a while is as much as it will ever be.
+/// How many calls of each principal are all probed and proved at first, so that what the layers remember
+/// of both for a while needs as much room as it ever will.
 pub const FILLING: u64 = 40;
+
+/// And how many after all others, some time later: they find that nothing of it is worth anything.
+pub const RESTING: u64 = 8;
 
 /// The service under attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +190,8 @@ impl Plan {
 pub struct Chaos {
     pub way: Way,
     pub seed: u64,
+    /// At which number the calls of each principal have a rest.
+    pub rests: [u64; 2],
 }
 
 impl Chaos {
@@ -199,19 +204,20 @@ impl Chaos {
     }
 
     pub fn plan(&self, call: Call) -> Plan {
-        let is_filling = call.number < FILLING;
+        let is_resting = |rest: &u64| (*rest..*rest + RESTING).contains(&call.number);
+        let is_marked = call.number < FILLING || self.rests.iter().any(is_resting);
         let place = PLACES[usize::try_from(self.roll(call, 1, 4)).unwrap()];
         let in_session = self.in_session(call.principal, place);
         let in_gateway = self.way == Way::Gateway;
         let list = in_gateway && self.roll(call, 4, 16) == 0;
-        let probed = !list && (is_filling || self.roll(call, 5, 128) == 0);
+        let probed = !list && (is_marked || self.roll(call, 5, 128) == 0);
         // Such a call has a connection of its own. (What a probe sends is no part of the call.)
         let alone =
             in_gateway && !probed && place.tells_calls() && !(in_session && place.has_sessions());
         let drawn = self.fault(call);
         let is_possible = match drawn {
             Fault::LoseSession => place.has_sessions(),
-            Fault::Stranger => in_session,
+            Fault::Stranger => in_session && (!list || place.tells_calls()),
             // Which list it is, cannot be told there.
             _ => !list || place.tells_calls() || drawn == Fault::Leave,
         };
@@ -226,7 +232,7 @@ impl Chaos {
             scoped: !in_gateway || (!list && !in_session && self.roll(call, 10, 2) == 0),
             probed,
             claim: match self.roll(call, 6, 512) {
-                _ if is_filling => Claim::Proved,
+                _ if is_marked => Claim::Proved,
                 0..8 => Claim::Forged,
                 8 => Claim::Proved,
                 _ => Claim::None,

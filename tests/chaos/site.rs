@@ -42,6 +42,8 @@ pub struct Site {
     untold: Mutex<HashMap<Call, String>>,
     /// The calls whose session has been lost for them.
     lost: Mutex<HashSet<Call>>,
+    /// How often each principal has lost a session for a call of its own.
+    losses: Mutex<HashMap<u64, u64>>,
     /// Odd while nothing listens.
     restarts: AtomicU64,
     restart: Notify,
@@ -59,6 +61,7 @@ impl Site {
             made: AtomicU64::default(),
             untold: Mutex::default(),
             lost: Mutex::default(),
+            losses: Mutex::default(),
             restarts: AtomicU64::default(),
             restart: Notify::default(),
         });
@@ -78,6 +81,11 @@ impl Site {
     /// Whether it restarts, or has since it was `before`.
     pub fn has_restarted(&self, before: u64) -> bool {
         before % 2 == 1 || self.restarts() != before
+    }
+
+    pub fn losses(&self, principal: u64) -> u64 {
+        let losses = self.losses.lock().unwrap();
+        losses.get(&principal).copied().unwrap_or_default()
     }
 
     pub fn knows(&self, session: &str) -> bool {

@@ -74,6 +74,8 @@ const R401: Outcomes = &[Refused(401)];
 const R403: Outcomes = &[Refused(403)];
 const FORBIDDEN: Outcomes = &[Status(403)];
 const WITHOUT: Outcomes = &[Without];
+const OR_FAILED: Outcomes = &[Answered, Error(-32603)];
+const OR_WITHOUT: Outcomes = &[Answered, Without];
 const EITHER: Outcomes = &[Answered, Left];
 
 pub const TABLE: &[Row] = &[
@@ -95,7 +97,7 @@ pub const TABLE: &[Row] = &[
     Row(Fault::Silent, All, &[Status(504)], LEFT, LEFT),
     Row(Fault::StallInBody, All, LEFT, LEFT, LEFT),
     Row(Fault::LoseSession, All, GONE, ANSWERED, ANSWERED),
-    Row(Fault::LoseSession, Meanwhile, GONE, ANSWERED, ANSWERED),
+    Row(Fault::LoseSession, Meanwhile, GONE, OR_FAILED, OR_WITHOUT),
     Row(Fault::Restart, All, BAD, FAILED, WITHOUT),
     Row(
         Fault::Restart,
@@ -135,8 +137,12 @@ pub fn allows(way: Way, plan: &Plan, meantime: &Meantime, came: &Came) -> bool {
     };
     let mut rows = TABLE.iter().filter(applies);
     let mut missing = came.missing.iter();
-    rows.any(|row| outcomes(row).contains(&came.outcome))
-        && missing.all(|it| befell(it) || (*it == plan.place && plan.fault != Fault::None))
+    let may_miss = |place: &Place| {
+        befell(place)
+            || (*place == plan.place && plan.fault != Fault::None)
+            || (place.has_sessions() && meantime.lost)
+    };
+    rows.any(|row| outcomes(row).contains(&came.outcome)) && missing.all(may_miss)
 }
 
 impl fmt::Display for Row {

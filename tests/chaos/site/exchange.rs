@@ -168,6 +168,8 @@ impl Site {
         let plan = self.world.chaos.plan(call);
         if plan.fault == Fault::LoseSession && self.lost.lock().unwrap().insert(call) {
             self.forget(session);
+            let mut losses = self.losses.lock().unwrap();
+            *losses.entry(call.principal).or_default() += 1;
         }
         session.is_some_and(|id| !self.knows(id))
     }
