@@ -95,9 +95,9 @@ impl Error {
         Self::failed(upstream, ErrorKind::Unusable, what)
     }
 
-    pub(super) fn no_common_version(upstream: &Upstream) -> Self {
-        let what = "speaks other versions of MCP than 2024-11-05 to 2026-07-28";
-        Self::failed(upstream, ErrorKind::NoCommonVersion, what)
+    pub(super) fn unknown(upstream: &Upstream) -> Self {
+        let upstream = upstream.name().to_owned();
+        Self(Arc::new(Inner::Unknown { upstream }))
     }
 
     pub(super) fn endless(upstream: &Upstream) -> Self {
@@ -121,7 +121,8 @@ impl Error {
             }
             ClientInitializeError::JsonRpcError(data) => Self::answered(upstream, data.clone()),
             ClientInitializeError::NoCompatibleProtocolVersion { .. } => {
-                Self::no_common_version(upstream)
+                let what = "speaks other versions of MCP than 2024-11-05 to 2026-07-28";
+                Self::failed(upstream, ErrorKind::NoCommonVersion, what)
             }
             _ => Self::unusable(upstream),
         }
@@ -146,10 +147,7 @@ impl Error {
             Some(StreamableHttpError::Client(WireError::Refused(refusal))) => {
                 Self::refused(refusal.clone())
             }
-            Some(StreamableHttpError::Client(WireError::Unknown)) => {
-                let upstream = upstream.name().to_owned();
-                Self(Arc::new(Inner::Unknown { upstream }))
-            }
+            Some(StreamableHttpError::Client(WireError::Unknown)) => Self::unknown(upstream),
             Some(StreamableHttpError::Client(WireError::Unreachable)) => {
                 Self::failed(upstream, ErrorKind::Unreachable, "cannot be reached")
             }
@@ -215,8 +213,7 @@ impl Error {
                     | ErrorCode::HEADER_MISMATCH
             ),
             Inner::Unknown { .. } => true,
-            Inner::Refused(_) => false,
-            Inner::Failed { kind, .. } => *kind == ErrorKind::NoCommonVersion,
+            Inner::Refused(_) | Inner::Failed { .. } => false,
         }
     }
 

@@ -57,7 +57,7 @@ pub(super) struct ParamHeaders(Vec<Property>);
 struct Property {
     name: String,
     header: Option<HeaderName>,
-    properties: Vec<Property>,
+    properties: Vec<Self>,
 }
 
 impl ParamHeaders {

@@ -202,7 +202,7 @@ impl Pool {
         let connection = connecting.await?;
         if in_session && connection.is_sessionless() {
             // No answer to `initialize`, which that version does not have.
-            return Err(Error::no_common_version(outbound.upstream()));
+            return Err(Error::unknown(outbound.upstream()));
         }
         Ok(Arc::new(connection))
     }
