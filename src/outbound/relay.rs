@@ -402,6 +402,7 @@ fn answer<R>(
     let mut response = Response::new(reply::Body::inner(Body::new(body)));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
+    // Also where this relay lost its caller, and cannot know whether a hold waits outside.
     mark(&mut response, refusal);
     response
 }
