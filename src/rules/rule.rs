@@ -75,9 +75,10 @@ impl Rule {
     /// MCP, *Security Best Practices*, "Token Passthrough": "MCP servers MUST NOT accept any
     /// tokens that were not explicitly issued for the MCP server", and *Authorization*: "The MCP
     /// server MUST NOT pass through the token it received from the MCP client." Forwarding the
-    /// caller's `authorization` is legitimate where the proxy is no resource server of its own:
-    /// the token was issued *for this upstream* (its audience), proxy and upstream are one
-    /// resource in one trust domain, or an authentication layer exchanged it before. Otherwise
+    /// caller's `authorization` is legitimate where the proxy is no MCP server of its own, but a
+    /// [`Relay`](crate::Relay) in front of one, and the token was issued *for this upstream* (its
+    /// audience), or proxy and upstream are one resource in one trust domain; or where an
+    /// authentication layer exchanged it before. Otherwise
     /// let callers send the upstream's token in a header of its own, and rename that:
     /// `Rule::new("x-github-token").to("authorization").bearer()`.
     pub fn credential(source: impl AsRef<str>) -> Self {
