@@ -98,8 +98,8 @@ impl Rule {
 
     /// Puts `Bearer ` in front of a bare token (RFC 6750 section 2.1).
     ///
-    /// A value that already has it, in any case, goes as it was sent. One that is no token
-    /// (RFC 9110 section 11.2, `token68`) is refused.
+    /// A value that begins with `Bearer `, in any case, goes as it was sent, whatever follows. Any other
+    /// that is no token (RFC 9110 section 11.2, `token68`) is refused.
     pub fn bearer(self) -> Self {
         Self {
             bearer: true,
@@ -139,7 +139,8 @@ impl Rule {
     /// Reads the header only where the caller also sent `admission`, which is never forwarded.
     ///
     /// For proxies whose own key may come in the same header: with an `x-proxy-key`, the
-    /// `authorization` is the upstream's; without it, it is the proxy's own and stays here.
+    /// `authorization` is the upstream's; without it, it is the proxy's own and stays here. Only
+    /// whether `admission` came is looked at: your authentication has to verify it.
     pub fn only_with(self, admission: impl AsRef<str>) -> Self {
         Self {
             only_with: Some(admission.as_ref().to_owned()),
