@@ -10,6 +10,23 @@
 //! | a header that does not arrive | [`what_is_carried`] |
 //! | a token for the upstream that you fetch yourself | [`token_exchange`] |
 //! | may I forward this token at all? | [`is_it_legitimate`] |
+//!
+//! Together they need these; each page's `use` lines say which:
+//!
+//! ```toml
+//! [dependencies]
+//! axum = "0.8"
+//! http = "1"
+//! http-body-util = "0.1"
+//! hyper = { version = "1", features = ["full"] }
+//! hyper-rustls = { version = "0.27", features = ["http2"] }
+//! hyper-util = { version = "0.1", features = ["client-legacy", "http1", "http2", "server-auto", "service", "tokio"] }
+//! mcp-forward = { version = "0.1", features = ["rmcp", "session"] } # both for `gateway` alone
+//! reqwest = "0.13"
+//! rmcp = { version = "3.9", features = ["server", "transport-streamable-http-server"] }
+//! tokio = { version = "1", features = ["full"] }
+//! tower = { version = "0.5", features = ["util"] }
+//! ```
 
 #[doc = include_str!("guide/axum_service.md")]
 pub mod axum_service {}

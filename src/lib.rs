@@ -34,8 +34,8 @@
 //! ```
 //!
 //! An MCP client that is given `http://127.0.0.1:8808/mcp` and sends `x-github-token` is now at the server on
-//! port 9000, which gets `authorization: Bearer …`; one that does not send it gets 400, and the
-//! server hears nothing of it.
+//! port 9000, which gets `authorization: Bearer …`; one that does not send it gets 400 (behind
+//! [`RefusalLayer`] 401), and the server hears nothing of it.
 //!
 //! # Guides
 //!
@@ -71,6 +71,7 @@
 //! | a task that outlives the request, as its caller | no | `.with_inbound(inbound.compact())`: [`Inbound::compact`] |
 //! | an actor that serves messages of many callers | no | start it by a plain spawn; [`Inbound::of`] the message, [`.with_inbound(…)`](InboundExt::with_inbound) |
 //! | a handler of rmcp's server | no | [`rmcp::ContextExt`] |
+//! | the initializer of a cache or a `OnceCell` | **as the caller who comes first** | key by the whole [`Outbound`], else [`.detached()`](InboundExt::detached) |
 //! | `tower::Buffer` | no | put none between these layers |
 //! | a runtime, `LocalSet` or `FuturesUnordered` driven *inside* a scope | **to all its tasks** | drive none there |
 //!
@@ -90,7 +91,7 @@
 //! # use std::time::Duration;
 //! # use axum::Router;
 //! # use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-//! # use http::request::Parts;
+//! # use http::{HeaderValue, request::Parts};
 //! # use mcp_forward::{CaptureLayer, InternalForwardLayer, OriginGuardLayer, ProbeLayer, RefusalLayer};
 //! # use mcp_forward::{Relay, ServerIdLayer, SessionLayer, Upstream};
 //! # use tower_http::{compression::CompressionLayer, cors::CorsLayer, timeout::RequestBodyTimeoutLayer};
@@ -118,10 +119,13 @@
 //!     .layer(TraceLayer::new_for_http())
 //!     .layer(SetSensitiveRequestHeadersLayer::new(sensitive))
 //!     .layer(CompressionLayer::new())
-//!     .layer(CorsLayer::permissive());
+//!     .layer(CorsLayer::new().allow_origin(HeaderValue::from_static("https://app.example")));
 //! # let _ = app;
 //! # Ok::<_, mcp_forward::BuildError>(())
 //! ```
+//!
+//! `TraceLayer::new_for_http()` records the URI with its query: where that may hold a token, let its
+//! `make_span_with` take the path alone.
 //!
 //! On bare hyper, one `ServiceBuilder` reads outermost first. tower-http's bodies need two boxes
 //! there: CORS wants a response body with a default, and hyper's client a request body that is
@@ -132,7 +136,7 @@
 //! # use bytes::Bytes;
 //! # use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 //! # use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-//! # use http::request::Parts;
+//! # use http::{HeaderValue, request::Parts};
 //! # use mcp_forward::{CaptureLayer, InternalForwardLayer, OriginGuardLayer, ProbeLayer, RefusalLayer};
 //! # use mcp_forward::{Relay, ServerIdLayer, SessionLayer, Upstream};
 //! # use tower::{BoxError, ServiceBuilder};
@@ -157,7 +161,7 @@
 //! }
 //!
 //! let service = ServiceBuilder::new()
-//!     .layer(CorsLayer::permissive())
+//!     .layer(CorsLayer::new().allow_origin(HeaderValue::from_static("https://app.example")))
 //!     .layer(MapResponseBodyLayer::new(boxed))
 //!     .layer(CompressionLayer::new())
 //!     .layer(SetSensitiveRequestHeadersLayer::new(sensitive))
@@ -186,7 +190,7 @@
 //! `x-forwarded-internally` tells that worker not to pass it on again, and [`InternalForwardLayer`]
 //! believes it only from a peer.
 //!
-//! What passes messages on stands **between [`ServerIdLayer`] and [`CaptureLayer`], outside
+//! Code that hands a request to another worker stands **between [`ServerIdLayer`] and [`CaptureLayer`], outside
 //! [`SessionLayer`]**, which knows the sessions of its own process only and answers 404 to others. Where
 //! [`OriginGuardLayer`] stands outside, it has to allow the hosts under which workers reach each
 //! other. [`InternalForwardLayer`] stands around the whole router and not inside axum's `nest`.
@@ -194,7 +198,7 @@
 //! # Security
 //!
 //! MCP, *Security Best Practices*, "Token Passthrough", forbids a server to pass on the token that
-//! it was sent as its own; [`Rule::credential`] says when forwarding is legitimate. Nothing else is
+//! it was sent as its own, and *Authorization* to transit any other; [`Rule::credential`] says when forwarding is legitimate. Nothing else is
 //! forwarded than what a rule names; restricted names are refused in every position. Headers reach
 //! the upstream's origin and path only. No header value is in any `Debug`, error or event of this
 //! crate. It verifies nobody: your authentication stands outside [`CaptureLayer`]. `SECURITY.md` in the

@@ -450,30 +450,47 @@ async fn a_body_that_calls_the_upstream_in_its_own_polls_is_held_and_refused() {
 
 /// An open event stream of the upstream's: its head says all that there is to wait for.
 #[tokio::test]
-async fn a_relays_answer_is_never_held_and_its_refusal_is_rewritten() {
+async fn a_relays_answer_is_never_held() {
     let is_open = Arc::new(AtomicBool::new(false));
     let opened = Arc::clone(&is_open);
     let silent = service_fn(move |_: Request<Incoming>| {
         let (frames, body) = events();
-        let opened = Arc::clone(&opened);
         opened.store(true, Ordering::Relaxed);
         tokio::spawn(async move { frames.closed().await });
         async { Ok::<_, Infallible>(event_stream(body)) }
     });
-    let upstream = takes_credential(format!("http://{}/mcp", serve(silent).await));
-    let capture = CaptureLayer::for_upstreams([&upstream]).build().unwrap();
-    let layers = ServiceBuilder::new()
-        .layer(capture)
-        .layer(RefusalLayer::new().hold_limit(Duration::MAX));
-    let addr = serve(layers.service(Relay::new(&upstream, http_client()))).await;
-    let client = http_client::<Empty<Bytes>>();
-    let request = Request::post(format!("http://{addr}/mcp")).body(Empty::new());
-    let head = client.request(request.unwrap());
-    // Held, it would never come.
-    let head = tokio::time::timeout(Duration::from_secs(10), head).await;
-    assert_eq!(head.unwrap().unwrap().status(), 200);
-    assert!(is_open.load(Ordering::Relaxed));
+    let url = format!("http://{}/mcp", serve(silent).await);
+    let no_rule = Upstream::builder("up", &url).build().unwrap();
+    for (upstream, is_lost) in [(takes_credential(&url), false), (no_rule, true)] {
+        let capture = CaptureLayer::for_upstreams([&upstream]).build().unwrap();
+        let layers = ServiceBuilder::new()
+            .layer(capture)
+            .layer(RefusalLayer::new().hold_limit(Duration::MAX));
+        let relay = Relay::new(&upstream, http_client());
+        // In a task that nobody carried the caller into, where that is allowed: no rule reads one.
+        let relay = service_fn(move |mut request: Request<Incoming>| {
+            let relay = relay.clone();
+            async move {
+                if !is_lost {
+                    return relay.oneshot(request).await;
+                }
+                request.extensions_mut().clear();
+                tokio::spawn(relay.oneshot(request)).await.unwrap()
+            }
+        });
+        let addr = serve(layers.service(relay)).await;
+        let client = http_client::<Empty<Bytes>>();
+        let request = Request::post(format!("http://{addr}/mcp")).body(Empty::new());
+        let head = client.request(request.unwrap());
+        // Held, it would never come.
+        let head = tokio::time::timeout(Duration::from_secs(10), head).await;
+        assert_eq!(head.unwrap().unwrap().status(), 200, "{is_lost}");
+        assert!(is_open.swap(false, Ordering::Relaxed));
+    }
+}
 
+#[tokio::test]
+async fn a_relays_refusal_is_rewritten() {
     let metadata = "www-authenticate: Bearer resource_metadata=\"https://up.example/md\"\r\n";
     for method in ["POST", "GET", "DELETE"] {
         let server = RawUpstream::answering(answer(401, metadata)).await;

@@ -67,7 +67,8 @@ use crate::{
 /// or host, where no inbound is known and the upstream's rules read the caller, where a required
 /// header is missing, and where a value must not be sent on. All other errors are the inner
 /// service's. `error.downcast_ref::<OutboundError>()` tells them apart: `Missing` and `Invalid` are
-/// the caller's doing (400 or 401), the others the operator's (500).
+/// the caller's doing (400 or 401; of a POST, [`RefusalLayer`](crate::RefusalLayer) makes a missing
+/// credential 401 by itself), the others the operator's (500).
 #[derive(Clone, Debug)]
 #[must_use = "a layer works once it is put around a service"]
 pub struct ForwardLayer {

@@ -104,7 +104,7 @@ static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-"]
 /// | status | when |
 /// |---|---|
 /// | 400 | a header that has one value came on two lines; a forwarded value cannot be used |
-/// | 400, 401 | a required header is missing; 401 with a challenge where it is `authorization` |
+/// | 400, 401 | a required header is missing; 401 with a challenge where it is `authorization`, or a credential and [`RefusalLayer`](crate::RefusalLayer) stands outside |
 /// | 400, 403 | the guard refused: [`OriginGuardLayer`] |
 /// | 405 | the method is none of POST, GET and DELETE |
 /// | 500 | no inbound is known, or not for this upstream: a `CaptureLayer` outside is wrong or missing |
@@ -402,6 +402,7 @@ fn answer<R>(
     let mut response = Response::new(reply::Body::inner(Body::new(body)));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
+    // Also where this relay lost its caller, and cannot know whether a hold waits outside.
     mark(&mut response, refusal);
     response
 }

@@ -45,11 +45,11 @@ const MAX_HELD: usize = 4096;
 /// waits with the head of the response to a POST until the upstream has spoken. It costs no request.
 ///
 /// ```
-/// use mcp_forward::{CaptureLayer, Challenge, RefusalLayer, Upstream};
+/// use mcp_forward::{CaptureLayer, Challenge, RefusalLayer, Rule, Upstream};
 /// use tower::ServiceBuilder;
 ///
 /// let search = Upstream::builder("search", "https://search.example/mcp")
-///     .allow_credential("authorization")
+///     .rule(Rule::new("x-search-token").to("authorization").bearer())
 ///     .build()?;
 /// let metadata = "https://proxy.example/.well-known/oauth-protected-resource";
 /// let layers = ServiceBuilder::new()

@@ -39,10 +39,10 @@ use crate::{
 /// ```
 /// use axum::{Router, body::Body};
 /// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-/// use mcp_forward::{CaptureLayer, ProbeLayer, Upstream, outbound};
+/// use mcp_forward::{CaptureLayer, ProbeLayer, Rule, Upstream, outbound};
 ///
 /// let search = Upstream::builder("search", "http://localhost:9000/mcp")
-///     .allow_credential("authorization")
+///     .rule(Rule::new("x-search-token").to("authorization").bearer())
 ///     .build()?;
 /// let client = Client::builder(TokioExecutor::new()).build_http::<outbound::Body<Body>>();
 /// let target = search.clone();

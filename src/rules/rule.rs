@@ -75,9 +75,10 @@ impl Rule {
     /// MCP, *Security Best Practices*, "Token Passthrough": "MCP servers MUST NOT accept any
     /// tokens that were not explicitly issued for the MCP server", and *Authorization*: "The MCP
     /// server MUST NOT pass through the token it received from the MCP client." Forwarding the
-    /// caller's `authorization` is legitimate where the proxy is no resource server of its own:
-    /// the token was issued *for this upstream* (its audience), proxy and upstream are one
-    /// resource in one trust domain, or an authentication layer exchanged it before. Otherwise
+    /// caller's `authorization` is legitimate where the proxy is no MCP server of its own, but a
+    /// [`Relay`](crate::Relay) in front of one, and the token was issued *for this upstream* (its
+    /// audience), or proxy and upstream are one resource in one trust domain; or where an
+    /// authentication layer exchanged it before. Otherwise
     /// let callers send the upstream's token in a header of its own, and rename that:
     /// `Rule::new("x-github-token").to("authorization").bearer()`.
     pub fn credential(source: impl AsRef<str>) -> Self {
@@ -97,8 +98,8 @@ impl Rule {
 
     /// Puts `Bearer ` in front of a bare token (RFC 6750 section 2.1).
     ///
-    /// A value that already has it, in any case, goes as it was sent. One that is no token
-    /// (RFC 9110 section 11.2, `token68`) is refused.
+    /// A value that begins with `Bearer `, in any case, goes as it was sent, whatever follows. Any other
+    /// that is no token (RFC 9110 section 11.2, `token68`) is refused.
     pub fn bearer(self) -> Self {
         Self {
             bearer: true,
@@ -138,7 +139,8 @@ impl Rule {
     /// Reads the header only where the caller also sent `admission`, which is never forwarded.
     ///
     /// For proxies whose own key may come in the same header: with an `x-proxy-key`, the
-    /// `authorization` is the upstream's; without it, it is the proxy's own and stays here.
+    /// `authorization` is the upstream's; without it, it is the proxy's own and stays here. Only
+    /// whether `admission` came is looked at: your authentication has to verify it.
     pub fn only_with(self, admission: impl AsRef<str>) -> Self {
         Self {
             only_with: Some(admission.as_ref().to_owned()),

@@ -18,7 +18,7 @@ const MAX_LINES: usize = 256;
 
 /// One MCP server behind the proxy: its name, its URL and what may travel to it.
 ///
-/// A cheap handle. Equality is over everything in it. `Debug` prints the URL as origin and path,
+/// A cheap handle. Equality is over everything in it. `Debug` prints the URL's origin alone,
 /// and headers by name only.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Upstream {
@@ -81,7 +81,7 @@ impl Upstream {
         &self.inner.name
     }
 
-    /// Its URL. The query may hold a secret: print [`Upstream`] itself instead.
+    /// Its URL. The path and the query may hold a secret: print [`Upstream`] itself instead.
     #[must_use]
     pub fn url(&self) -> &Uri {
         &self.inner.url
@@ -128,7 +128,8 @@ impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner {
             name,
-            url,
+            // Its path may hold a key, as its query may.
+            url: _,
             origin,
             rules,
             lines,
@@ -137,7 +138,7 @@ impl fmt::Debug for Upstream {
         let names: Vec<_> = lines.iter().map(|line| &line.name).collect();
         f.debug_struct("Upstream")
             .field("name", name)
-            .field("url", &format_args!("{origin}{}", url.path()))
+            .field("origin", &format_args!("{origin}"))
             .field("rules", rules)
             .field("static", &names)
             .finish()

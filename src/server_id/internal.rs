@@ -71,7 +71,7 @@ impl<F: Fn(&Parts) -> bool + Send + Sync> VerifyPeer for F {
 /// the path, for which no proof was made, so none is believed and requests are passed on in circles.
 /// [`InternalForward::sign`](crate::InternalForward::sign) shows both sides.
 ///
-/// What passes requests on stands between `ServerIdLayer` and [`CaptureLayer`](crate::CaptureLayer), and
+/// Code that hands a request to another worker stands between `ServerIdLayer` and [`CaptureLayer`](crate::CaptureLayer), and
 /// outside `SessionLayer`, which knows the sessions of its own process only and would answer 404. Where
 /// [`OriginGuardLayer`](crate::OriginGuardLayer) stands outside, it has to allow the hosts under which
 /// workers reach each other.

@@ -57,7 +57,7 @@ const SESSIONS: usize = 65_536;
 /// ```
 /// # use axum::Router;
 /// # use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-/// use mcp_forward::{CaptureLayer, Relay, SessionLayer, Upstream};
+/// use mcp_forward::{CaptureLayer, Relay, Rule, SessionLayer, Upstream};
 ///
 /// /// What your authentication puts into the request's extensions.
 /// #[derive(Clone, PartialEq, Eq, Hash)]
@@ -67,7 +67,7 @@ const SESSIONS: usize = 65_536;
 /// }
 ///
 /// let search = Upstream::builder("search", "https://search.example/mcp")
-///     .allow_credential("authorization")
+///     .rule(Rule::new("x-search-token").to("authorization").bearer())
 ///     .build()?;
 /// # let client = Client::builder(TokioExecutor::new()).build_http();
 /// let sessions = SessionLayer::bind(|parts| parts.extensions.get::<User>().cloned());
@@ -92,7 +92,7 @@ const SESSIONS: usize = 65_536;
 /// as MCP has it for a session that is over, and by [`remove`](Self::remove). Calls that are under
 /// way then go on. Clones of a layer share its sessions and its limits, also a limit that is set later.
 /// The sessions are in this process only: after a restart, or on another machine,
-/// clients get a 404 and initialize again. What passes a request on to the worker that has its session
+/// clients get a 404 and initialize again. Code that hands a request to the worker that has its session
 /// therefore stands outside this layer.
 ///
 /// # Rejected requests
@@ -216,7 +216,7 @@ impl<P: Principal> SessionLayer<P> {
 
     /// How many sessions there may be; 65,536 by default.
     ///
-    /// One takes about 1 KiB; a pinned one as much more as its captured headers are long.
+    /// One takes at most 1 KiB; a pinned one as much more as its captured headers are long.
     pub fn max_sessions(self, sessions: usize) -> Self {
         self.table.limit(|limits| limits.sessions = sessions);
         self
