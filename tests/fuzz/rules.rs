@@ -36,8 +36,8 @@ pub fn check(text: &[u8]) -> bool {
         return false;
     }
     let mut wrong = Mistakes::new();
-    let rules = config.rules.iter().filter(|rule| is_good(rule, &mut wrong));
-    let rules: Vec<_> = rules.collect();
+    let rules = config.rules.iter();
+    let rules: Vec<_> = rules.filter(|rule| has_names(rule, &mut wrong)).collect();
     let statics = config.statics.iter();
     let statics: Vec<_> = statics
         .filter(|line| is_good_static(line, &mut wrong))
@@ -127,27 +127,16 @@ fn is_allowed(name: &str, wrong: &mut Mistakes) -> bool {
     is_name && !is_restricted(&folded(name))
 }
 
-fn is_good(rule: &RuleOf, wrong: &mut Mistakes) -> bool {
+/// Whether a rule can be held against the others.
+fn has_names(rule: &RuleOf, wrong: &mut Mistakes) -> bool {
     let (source, target) = (&*rule.source, &*rule.target);
     let guarded = |name: &str| GUARDED.contains(&&*folded(name));
     let [source_ok, target_ok] = [source, target].map(|name| is_allowed(name, wrong));
-    let admission_ok = rule
-        .only_with
-        .as_ref()
-        .is_none_or(|name| is_allowed(name, wrong));
-    let mut good = source_ok && target_ok && admission_ok;
+    if let Some(name) = &rule.only_with {
+        is_allowed(name, wrong);
+    }
     if source_ok && guarded(source) && !rule.credential {
         add(wrong, Kind::Guarded, source);
-        good = false;
-    }
-    if source_ok
-        && rule
-            .only_with
-            .as_ref()
-            .is_some_and(|it| it.eq_ignore_ascii_case(source))
-    {
-        add(wrong, Kind::Admission, source);
-        good = false;
     }
     let single = [(source_ok, source), (target_ok, target)];
     if let Some((_, name)) = single
@@ -155,9 +144,8 @@ fn is_good(rule: &RuleOf, wrong: &mut Mistakes) -> bool {
         .find(|(ok, name)| *ok && rule.multi && guarded(name))
     {
         add(wrong, Kind::SingleValued, name);
-        good = false;
     }
-    good
+    source_ok && target_ok
 }
 
 fn is_good_static((name, value): &(String, Vec<u8>), wrong: &mut Mistakes) -> bool {
