@@ -403,3 +403,19 @@ async fn a_report_as_what_an_inner_layer_captured_is_told() {
         assert_eq!(status(&raw(addr, post(addr, lines)).await), 401, "{lines}");
     }
 }
+
+/// What outlives the request has nobody to answer.
+#[tokio::test]
+async fn a_report_as_a_compact_copy_is_told_to_nobody() {
+    let server = RawUpstream::answering(answer(401, "")).await;
+    let up = takes_credential(server.url("/mcp"));
+    let target = up.clone();
+    let answer = served([&up], "authorization: Bearer alice\r\n", move || {
+        let target = target.clone();
+        let compact = Inbound::current().unwrap().compact();
+        let work = async move { assert_eq!(call(&target).await.unwrap(), 401) };
+        work.with_inbound(compact)
+    });
+    assert_eq!(status(&answer.await), 200);
+    assert_eq!(server.requests().len(), 1);
+}
