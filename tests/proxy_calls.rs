@@ -298,7 +298,16 @@ async fn a_message_that_cannot_be_read_reaches_nobody() {
                     ("skills/get", json!({})),
                 ] {
                     let told = alice.ask(method, params).await;
-                    assert_eq!(told["error"]["code"], -32602, "{era:?} {method}: {told}");
+                    // 2026-07-28 no longer has some of them.
+                    let is_gone = matches!(era, Era::Newest)
+                        && [
+                            "resources/subscribe",
+                            "resources/unsubscribe",
+                            "logging/setLevel",
+                        ]
+                        .contains(&method);
+                    let code = if is_gone { -32601 } else { -32602 };
+                    assert_eq!(told["error"]["code"], code, "{era:?} {method}: {told}");
                     assert!(one.of(method).is_empty() && two.of(method).is_empty());
                 }
             }

@@ -21,20 +21,15 @@ use super::{context::since_2026_07_28, reach::Reach};
 
 /// The methods of rmcp's `ClientRequest`. It is untagged: a request of one of these that rmcp cannot read
 /// comes as a custom one, past everything that is done for that method.
-const KNOWN: [&str; 21] = [
-    PingRequestMethod::VALUE,
-    InitializeResultMethod::VALUE,
+const KNOWN: [&str; 16] = [
     DiscoverRequestMethod::VALUE,
     CompleteRequestMethod::VALUE,
-    SetLevelRequestMethod::VALUE,
     GetPromptRequestMethod::VALUE,
     ListPromptsRequestMethod::VALUE,
     ListResourcesRequestMethod::VALUE,
     ListResourceTemplatesRequestMethod::VALUE,
     ReadResourceRequestMethod::VALUE,
     SubscriptionsListenRequestMethod::VALUE,
-    SubscribeRequestMethod::VALUE,
-    UnsubscribeRequestMethod::VALUE,
     CallToolRequestMethod::VALUE,
     ListToolsRequestMethod::VALUE,
     GetTaskMethod::VALUE,
@@ -45,17 +40,30 @@ const KNOWN: [&str; 21] = [
     ReadResourceDirectoryRequestMethod::VALUE,
 ];
 
+/// As these, but unknown since 2026-07-28.
+const OLDER: [&str; 5] = [
+    PingRequestMethod::VALUE,
+    InitializeResultMethod::VALUE,
+    SetLevelRequestMethod::VALUE,
+    SubscribeRequestMethod::VALUE,
+    UnsubscribeRequestMethod::VALUE,
+];
+
 /// Passes it on, as it is.
 pub(super) async fn pass_on(
     reach: &Reach<'_>,
     mut request: CustomRequest,
     context: &RequestContext<RoleServer>,
 ) -> Result<CustomResult, ErrorData> {
-    if KNOWN.contains(&&*request.method) {
+    let unknown = || ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "unknown method", None);
+    let is_older = OLDER.contains(&&*request.method);
+    if is_older && since_2026_07_28(context).is_some() {
+        return Err(unknown());
+    }
+    if is_older || KNOWN.contains(&&*request.method) {
         let message = "the parameters are not those of this method";
         return Err(ErrorData::invalid_params(message, None));
     }
-    let unknown = || ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "unknown method", None);
     let upstream = reach.only().ok_or_else(unknown)?;
     request.extensions = Default::default();
     let mut result = match reach.client(upstream).await?.request(request).await? {
