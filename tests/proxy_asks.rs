@@ -16,9 +16,14 @@ use mcp_forward::Upstream;
 use proxy::{Caller, Era, Offer, Site, bounded, elicitation, front, roots, sampling};
 use serde_json::{Value, json};
 
-async fn two() -> (Site, Site, SocketAddr) {
-    let one = Site::start("one", Offer::default()).await;
-    let two = Site::start("two", Offer::default()).await;
+/// Two upstreams that have sessions; where they are `newest`, they speak 2026-07-28 as well.
+async fn two(newest: bool) -> (Site, Site, SocketAddr) {
+    let offer = Offer {
+        newest,
+        ..Offer::default()
+    };
+    let one = Site::start("one", offer.clone()).await;
+    let two = Site::start("two", offer).await;
     let addr = front(&[one.upstream(), two.upstream()]).await;
     (one, two, addr)
 }
@@ -43,27 +48,30 @@ async fn asks_its_caller(caller: &Caller, site: &str, text: &str) {
 #[tokio::test]
 async fn two_callers_at_once_are_each_asked_what_is_theirs() {
     bounded(async {
-        let (.., addr) = two().await;
-        let alice = Caller::open(addr, Era::Sessions, "alice").await;
-        let bob = Caller::open(addr, Era::Sessions, "bob").await;
-        let asked = [&alice, &bob].into_iter().flat_map(|caller| {
-            (0..10).map(move |turn| async move {
-                for site in ["one", "two"] {
-                    asks_its_caller(caller, site, &format!("{} {site} {turn}", caller.name)).await;
+        for newest in [false, true] {
+            let (.., addr) = two(newest).await;
+            let alice = Caller::open(addr, Era::Sessions, "alice").await;
+            let bob = Caller::open(addr, Era::Sessions, "bob").await;
+            let asked = [&alice, &bob].into_iter().flat_map(|caller| {
+                (0..10).map(move |turn| async move {
+                    for site in ["one", "two"] {
+                        asks_its_caller(caller, site, &format!("{} {site} {turn}", caller.name))
+                            .await;
+                    }
+                })
+            });
+            join_all(asked).await;
+            for caller in [&alice, &bob] {
+                let asked = caller.ears.asked.all();
+                assert_eq!(asked.len(), 60);
+                for question in asked {
+                    let text = &question["params"]["message"];
+                    let text = text
+                        .as_str()
+                        .or_else(|| question["params"]["messages"][0]["content"]["text"].as_str());
+                    let owner = text.map(|text| text.split(' ').next().unwrap());
+                    assert!(owner.is_none_or(|it| it == caller.name), "{question}");
                 }
-            })
-        });
-        join_all(asked).await;
-        for caller in [&alice, &bob] {
-            let asked = caller.ears.asked.all();
-            assert_eq!(asked.len(), 60);
-            for question in asked {
-                let text = &question["params"]["message"];
-                let text = text
-                    .as_str()
-                    .or_else(|| question["params"]["messages"][0]["content"]["text"].as_str());
-                let owner = text.map(|text| text.split(' ').next().unwrap());
-                assert!(owner.is_none_or(|it| it == caller.name), "{question}");
             }
         }
     })
@@ -73,38 +81,40 @@ async fn two_callers_at_once_are_each_asked_what_is_theirs() {
 #[tokio::test]
 async fn both_are_asked_while_neither_has_answered() {
     bounded(async {
-        let (.., addr) = two().await;
-        let alice = Caller::open(addr, Era::Sessions, "alice").await;
-        let bob = Caller::open(addr, Era::Sessions, "bob").await;
-        let silences = [
-            alice.ears.silent.clone().lock_owned().await,
-            bob.ears.silent.clone().lock_owned().await,
-        ];
-        let ask = |caller: &'static str| json!({ "text": caller });
-        let asking = async {
-            futures_util::join!(
-                alice.call("one_elicit", ask("for alice")),
-                bob.call("one_elicit", ask("for bob")),
-                alice.call("two_sample", ask("also for alice")),
-            )
-        };
-        let answering = async {
-            alice
-                .ears
-                .asked
-                .wait("questions", |all| all.len() == 2)
-                .await;
-            bob.ears.asked.wait("question", |all| all.len() == 1).await;
-            drop(silences);
-        };
-        let ((first, second, third), ()) = futures_util::join!(asking, answering);
-        assert_eq!(
-            first["content"],
-            json!({ "by": "alice", "to": "for alice" })
-        );
-        assert_eq!(second["content"], json!({ "by": "bob", "to": "for bob" }));
-        assert_eq!(third["content"]["text"], "also for alice");
-        assert_eq!(third["model"], "alice");
+        for newest in [false, true] {
+            let (.., addr) = two(newest).await;
+            let alice = Caller::open(addr, Era::Sessions, "alice").await;
+            let bob = Caller::open(addr, Era::Sessions, "bob").await;
+            let silences = [
+                alice.ears.silent.clone().lock_owned().await,
+                bob.ears.silent.clone().lock_owned().await,
+            ];
+            let ask = |caller: &'static str| json!({ "text": caller });
+            let asking = async {
+                futures_util::join!(
+                    alice.call("one_elicit", ask("for alice")),
+                    bob.call("one_elicit", ask("for bob")),
+                    alice.call("two_sample", ask("also for alice")),
+                )
+            };
+            let answering = async {
+                alice
+                    .ears
+                    .asked
+                    .wait("questions", |all| all.len() == 2)
+                    .await;
+                bob.ears.asked.wait("question", |all| all.len() == 1).await;
+                drop(silences);
+            };
+            let ((first, second, third), ()) = futures_util::join!(asking, answering);
+            assert_eq!(
+                first["content"],
+                json!({ "by": "alice", "to": "for alice" })
+            );
+            assert_eq!(second["content"], json!({ "by": "bob", "to": "for bob" }));
+            assert_eq!(third["content"]["text"], "also for alice");
+            assert_eq!(third["model"], "alice");
+        }
     })
     .await;
 }
@@ -112,22 +122,24 @@ async fn both_are_asked_while_neither_has_answered() {
 #[tokio::test]
 async fn what_belongs_to_no_call_is_asked_in_the_session_that_owns_the_connection() {
     bounded(async {
-        let (one, _, addr) = two().await;
-        let alice = Caller::open(addr, Era::Sessions, "alice").await;
-        alice.list("tools/list").await;
-        let bob = Caller::open(addr, Era::Sessions, "bob").await;
-        // The newest session of the upstream is the one of whoever came last.
-        for caller in [&bob] {
-            caller.list("tools/list").await;
-            one.events.wait("sessions", |all| all.len() == 2).await;
-            let told = one.ask(elicitation("anybody?")).await;
-            assert_eq!(told["content"]["by"], *caller.name, "{told}");
-            let told = one.ask(sampling("hm")).await;
-            assert_eq!(told["model"], *caller.name, "{told}");
-            let told = one.ask(roots()).await;
-            assert_eq!(told["roots"][0]["uri"], "file:///bob", "{told}");
+        for newest in [false, true] {
+            let (one, _, addr) = two(newest).await;
+            let alice = Caller::open(addr, Era::Sessions, "alice").await;
+            alice.list("tools/list").await;
+            let bob = Caller::open(addr, Era::Sessions, "bob").await;
+            // The newest session of the upstream is the one of whoever came last.
+            for caller in [&bob] {
+                caller.list("tools/list").await;
+                one.events.wait("sessions", |all| all.len() == 2).await;
+                let told = one.ask(elicitation("anybody?")).await;
+                assert_eq!(told["content"]["by"], *caller.name, "{told}");
+                let told = one.ask(sampling("hm")).await;
+                assert_eq!(told["model"], *caller.name, "{told}");
+                let told = one.ask(roots()).await;
+                assert_eq!(told["roots"][0]["uri"], "file:///bob", "{told}");
+            }
+            assert!(alice.ears.asked.all().is_empty());
         }
-        assert!(alice.ears.asked.all().is_empty());
     })
     .await;
 }
@@ -135,7 +147,7 @@ async fn what_belongs_to_no_call_is_asked_in_the_session_that_owns_the_connectio
 #[tokio::test]
 async fn where_nobody_can_be_asked_the_upstream_is_told_so() {
     bounded(async {
-        let (one, _, addr) = two().await;
+        let (one, _, addr) = two(false).await;
         // In 2026-07-28 there is no session to ask in.
         let caller = Caller::open(addr, Era::Newest, "alice").await;
         for tool in ["one_elicit", "one_sample", "one_roots"] {
@@ -159,18 +171,20 @@ async fn where_nobody_can_be_asked_the_upstream_is_told_so() {
 #[tokio::test]
 async fn an_upstream_is_told_that_the_roots_have_changed() {
     bounded(async {
-        let (one, two, addr) = two().await;
-        let alice = Caller::open(addr, Era::Sessions, "alice").await;
-        let bob = Caller::open(addr, Era::Sessions, "bob").await;
-        alice.list("tools/list").await;
-        bob.list("tools/list").await;
-        let changed = json!({ "method": "notifications/roots/list_changed" });
-        let changed = serde_json::from_value(changed).unwrap();
-        alice.client.send_notification(changed).await.unwrap();
-        for site in [&one, &two] {
-            let told = |all: &[String]| all.contains(&"roots changed alice".to_owned());
-            let all = site.events.wait("roots", told).await;
-            assert!(!all.contains(&"roots changed bob".to_owned()));
+        for newest in [false, true] {
+            let (one, two, addr) = two(newest).await;
+            let alice = Caller::open(addr, Era::Sessions, "alice").await;
+            let bob = Caller::open(addr, Era::Sessions, "bob").await;
+            alice.list("tools/list").await;
+            bob.list("tools/list").await;
+            let changed = json!({ "method": "notifications/roots/list_changed" });
+            let changed = serde_json::from_value(changed).unwrap();
+            alice.client.send_notification(changed).await.unwrap();
+            for site in [&one, &two] {
+                let told = |all: &[String]| all.contains(&"roots changed alice".to_owned());
+                let all = site.events.wait("roots", told).await;
+                assert!(!all.contains(&"roots changed bob".to_owned()));
+            }
         }
     })
     .await;
@@ -224,50 +238,52 @@ async fn event(stream: &mut reqwest::Response, wanted: impl Fn(&Value) -> bool) 
 #[tokio::test]
 async fn a_question_comes_in_the_answer_to_the_call_that_it_belongs_to() {
     bounded(async {
-        let (.., addr) = two().await;
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let post = |session: &str, message: Value| {
-            let request = http
-                .post(format!("http://{addr}/mcp"))
-                .header("content-type", "application/json")
-                .header("accept", "application/json, text/event-stream")
-                .header("x-user", "alice");
-            let request = match session {
-                "" => request,
-                session => request.header("mcp-session-id", session),
+        for newest in [false, true] {
+            let (.., addr) = two(newest).await;
+            let http = reqwest::Client::builder().no_proxy().build().unwrap();
+            let post = |session: &str, message: Value| {
+                let request = http
+                    .post(format!("http://{addr}/mcp"))
+                    .header("content-type", "application/json")
+                    .header("accept", "application/json, text/event-stream")
+                    .header("x-user", "alice");
+                let request = match session {
+                    "" => request,
+                    session => request.header("mcp-session-id", session),
+                };
+                request.body(message.to_string()).send()
             };
-            request.body(message.to_string()).send()
-        };
-        let initialize = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
+            let initialize = json!({ "jsonrpc": "2.0", "id": 0, "method": "initialize", "params": {
             "protocolVersion": "2025-11-25", "capabilities": { "elicitation": {} },
             "clientInfo": { "name": "raw", "version": "1" },
         } });
-        let answer = post("", initialize).await.unwrap();
-        let session = answer.headers()["mcp-session-id"].to_str().unwrap();
-        let initialized = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
-        post(session, initialized).await.unwrap();
+            let answer = post("", initialize).await.unwrap();
+            let session = answer.headers()["mcp-session-id"].to_str().unwrap();
+            let initialized = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
+            post(session, initialized).await.unwrap();
 
-        // There is no other stream, and each call has its own.
-        let call = |id: u64| {
-            let params =
-                json!({ "name": "one_elicit", "arguments": { "text": format!("of {id}") } });
-            post(
-                session,
-                json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params }),
-            )
-        };
-        let mut streams = [call(1).await.unwrap(), call(2).await.unwrap()];
-        for (stream, id) in streams.iter_mut().zip([1, 2]) {
-            let asked = event(stream, |it| it["method"] == "elicitation/create").await;
-            assert_eq!(asked["params"]["message"], format!("of {id}"), "{asked}");
-            let answer = json!({ "jsonrpc": "2.0", "id": asked["id"], "result": {
+            // There is no other stream, and each call has its own.
+            let call = |id: u64| {
+                let params =
+                    json!({ "name": "one_elicit", "arguments": { "text": format!("of {id}") } });
+                post(
+                    session,
+                    json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params }),
+                )
+            };
+            let mut streams = [call(1).await.unwrap(), call(2).await.unwrap()];
+            for (stream, id) in streams.iter_mut().zip([1, 2]) {
+                let asked = event(stream, |it| it["method"] == "elicitation/create").await;
+                assert_eq!(asked["params"]["message"], format!("of {id}"), "{asked}");
+                let answer = json!({ "jsonrpc": "2.0", "id": asked["id"], "result": {
                 "action": "accept", "content": { "answer": id },
             } });
-            assert_eq!(post(session, answer).await.unwrap().status(), 202);
-            let result = event(stream, |it| it["id"] == id && it["result"].is_object()).await;
-            let told = result["result"]["content"][0]["text"].as_str().unwrap();
-            let told: Value = serde_json::from_str(told).unwrap();
-            assert_eq!(told["content"]["answer"], id, "{result}");
+                assert_eq!(post(session, answer).await.unwrap().status(), 202);
+                let result = event(stream, |it| it["id"] == id && it["result"].is_object()).await;
+                let told = result["result"]["content"][0]["text"].as_str().unwrap();
+                let told: Value = serde_json::from_str(told).unwrap();
+                assert_eq!(told["content"]["answer"], id, "{result}");
+            }
         }
     })
     .await;

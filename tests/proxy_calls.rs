@@ -169,25 +169,27 @@ async fn a_caller_who_goes_cancels_at_the_upstream() {
 #[tokio::test]
 async fn log_messages_go_to_the_caller_of_their_call_and_to_the_session() {
     bounded(async {
-        let (one, _, addr) = two(false).await;
-        let alice = Caller::open(addr, Era::Sessions, "alice").await;
-        let bob = Caller::open(addr, Era::Sessions, "bob").await;
-        futures_util::join!(
-            alice.call("one_log", json!({ "text": "for alice" })),
-            bob.call("one_log", json!({ "text": "for bob" })),
-        );
-        for (caller, text) in [(&alice, "for alice"), (&bob, "for bob")] {
-            let said = |all: &[Value]| !all.is_empty();
-            let told = caller.ears.told.wait("log message", said).await;
-            assert_eq!(told.len(), 1, "{told:?}");
-            assert_eq!(told[0]["method"], "notifications/message");
-            assert_eq!(told[0]["params"]["data"], text);
-        }
-        // What is said between calls is for whoever has the session.
-        one.say(log("for all")).await;
-        for caller in [&alice, &bob] {
-            let said = |all: &[Value]| all.iter().any(|it| it["params"]["data"] == "for all");
-            caller.ears.told.wait("log message", said).await;
+        for newest in [false, true] {
+            let (one, _, addr) = two(newest).await;
+            let alice = Caller::open(addr, Era::Sessions, "alice").await;
+            let bob = Caller::open(addr, Era::Sessions, "bob").await;
+            futures_util::join!(
+                alice.call("one_log", json!({ "text": "for alice" })),
+                bob.call("one_log", json!({ "text": "for bob" })),
+            );
+            for (caller, text) in [(&alice, "for alice"), (&bob, "for bob")] {
+                let said = |all: &[Value]| !all.is_empty();
+                let told = caller.ears.told.wait("log message", said).await;
+                assert_eq!(told.len(), 1, "{told:?}");
+                assert_eq!(told[0]["method"], "notifications/message");
+                assert_eq!(told[0]["params"]["data"], text);
+            }
+            // What is said between calls is for whoever has the session.
+            one.say(log("for all")).await;
+            for caller in [&alice, &bob] {
+                let said = |all: &[Value]| all.iter().any(|it| it["params"]["data"] == "for all");
+                caller.ears.told.wait("log message", said).await;
+            }
         }
     })
     .await;
@@ -221,18 +223,20 @@ async fn a_call_of_2026_07_28_says_what_is_logged_of_it() {
 #[tokio::test]
 async fn the_level_is_set_everywhere() {
     bounded(async {
-        let (one, two, addr) = two(false).await;
-        let alice = Caller::open(addr, Era::Sessions, "alice").await;
-        let set = alice
-            .ask("logging/setLevel", json!({ "level": "error" }))
-            .await;
-        assert_eq!(set, json!({}));
-        for site in [one, two] {
-            let events = site.events.all();
-            assert!(
-                events.contains(&"level \"error\" alice".to_owned()),
-                "{events:?}"
-            );
+        for newest in [false, true] {
+            let (one, two, addr) = two(newest).await;
+            let alice = Caller::open(addr, Era::Sessions, "alice").await;
+            let set = alice
+                .ask("logging/setLevel", json!({ "level": "error" }))
+                .await;
+            assert_eq!(set, json!({}));
+            for site in [one, two] {
+                let events = site.events.all();
+                assert!(
+                    events.contains(&"level \"error\" alice".to_owned()),
+                    "{events:?}"
+                );
+            }
         }
     })
     .await;
@@ -265,6 +269,40 @@ async fn a_method_that_nobody_knows_is_for_the_only_upstream() {
         let told = alice.ask("x/custom", json!({})).await;
         assert_eq!(told["error"]["code"], -32601, "{told}");
         assert!(one.heard.all().is_empty() && two.heard.all().is_empty());
+    })
+    .await;
+}
+
+/// rmcp takes a message that it cannot read for one of a method that nobody knows.
+#[tokio::test]
+async fn a_message_that_cannot_be_read_reaches_nobody() {
+    bounded(async {
+        let (one, two, both) = two(false).await;
+        let alone = front(&[one.upstream()]).await;
+        for addr in [alone, both] {
+            for era in ERAS {
+                let alice = Caller::open(addr, era, "alice").await;
+                for (method, params) in [
+                    ("tools/call", json!({ "name": "whoami", "requestState": 7 })),
+                    ("prompts/get", json!({ "name": "greet", "arguments": 7 })),
+                    ("resources/read", json!({})),
+                    ("resources/subscribe", json!({})),
+                    ("resources/unsubscribe", json!({})),
+                    ("resources/directory/read", json!({})),
+                    ("completion/complete", json!({})),
+                    ("logging/setLevel", json!({ "level": "loud" })),
+                    ("subscriptions/listen", json!({ "notifications": 7 })),
+                    ("tasks/get", json!({})),
+                    ("tasks/update", json!({})),
+                    ("tasks/cancel", json!({})),
+                    ("skills/get", json!({})),
+                ] {
+                    let told = alice.ask(method, params).await;
+                    assert_eq!(told["error"]["code"], -32602, "{era:?} {method}: {told}");
+                    assert!(one.of(method).is_empty() && two.of(method).is_empty());
+                }
+            }
+        }
     })
     .await;
 }

@@ -39,31 +39,33 @@ fn changed(what: &str) -> Value {
 #[tokio::test]
 async fn a_subscription_is_its_owners_and_its_news_come_in_the_session() {
     bounded(async {
-        let (one, two, addr) = two(false).await;
-        let alice = Caller::open(addr, Era::Sessions, "alice").await;
-        let bob = Caller::open(addr, Era::Sessions, "bob").await;
-        bob.list("tools/list").await;
-        let uri = json!({ "uri": "file:///two" });
-        assert_eq!(
-            alice.ask("resources/subscribe", uri.clone()).await,
-            json!({})
-        );
-        let subscribed = "subscribe file:///two alice".to_owned();
-        assert!(two.events.all().contains(&subscribed));
-        assert!(!one.events.all().iter().any(|it| it.contains("subscribe")));
+        for newest in [false, true] {
+            let (one, two, addr) = two(newest).await;
+            let alice = Caller::open(addr, Era::Sessions, "alice").await;
+            let bob = Caller::open(addr, Era::Sessions, "bob").await;
+            bob.list("tools/list").await;
+            let uri = json!({ "uri": "file:///two" });
+            assert_eq!(
+                alice.ask("resources/subscribe", uri.clone()).await,
+                json!({})
+            );
+            let subscribed = "subscribe file:///two alice".to_owned();
+            assert!(two.events.all().contains(&subscribed));
+            assert!(!one.events.all().iter().any(|it| it.contains("subscribe")));
 
-        // The upstream's session is this front session's, so that the news are.
-        two.say(updated("file:///two")).await;
-        for caller in [&alice, &bob] {
-            // rmcp's upstream says it in every session; each front session has its own.
-            let all = caller.ears.told.wait("news", |all| !all.is_empty()).await;
-            assert_eq!(all.len(), 1, "{all:?}");
-            assert_eq!(all[0]["method"], "notifications/resources/updated");
-            assert_eq!(all[0]["params"]["uri"], "file:///two");
+            // The upstream's session is this front session's, so that the news are.
+            two.say(updated("file:///two")).await;
+            for caller in [&alice, &bob] {
+                // rmcp's upstream says it in every session; each front session has its own.
+                let all = caller.ears.told.wait("news", |all| !all.is_empty()).await;
+                assert_eq!(all.len(), 1, "{all:?}");
+                assert_eq!(all[0]["method"], "notifications/resources/updated");
+                assert_eq!(all[0]["params"]["uri"], "file:///two");
+            }
+            assert_eq!(alice.ask("resources/unsubscribe", uri).await, json!({}));
+            let unsubscribed = "unsubscribe file:///two alice".to_owned();
+            assert!(two.events.all().contains(&unsubscribed));
         }
-        assert_eq!(alice.ask("resources/unsubscribe", uri).await, json!({}));
-        let unsubscribed = "unsubscribe file:///two alice".to_owned();
-        assert!(two.events.all().contains(&unsubscribed));
     })
     .await;
 }
@@ -71,28 +73,30 @@ async fn a_subscription_is_its_owners_and_its_news_come_in_the_session() {
 #[tokio::test]
 async fn a_changed_list_is_told_in_the_front_session_of_its_connection() {
     bounded(async {
-        let (one, two, addr) = two(false).await;
-        let alice = Caller::open(addr, Era::Sessions, "alice").await;
-        alice.list("tools/list").await;
-        // He has no connection to an upstream, so there is nobody to tell him.
-        let bob = Caller::open(addr, Era::Sessions, "bob").await;
-        for (site, what) in [(&one, "tools"), (&two, "prompts"), (&one, "resources")] {
+        for newest in [false, true] {
+            let (one, two, addr) = two(newest).await;
+            let alice = Caller::open(addr, Era::Sessions, "alice").await;
+            alice.list("tools/list").await;
+            // He has no connection to an upstream, so there is nobody to tell him.
+            let bob = Caller::open(addr, Era::Sessions, "bob").await;
+            for (site, what) in [(&one, "tools"), (&two, "prompts"), (&one, "resources")] {
+                alice.ears.told.forget();
+                site.say(changed(what)).await;
+                let all = alice.ears.told.wait("news", |all| !all.is_empty()).await;
+                assert_eq!(
+                    all[0]["method"],
+                    format!("notifications/{what}/list_changed")
+                );
+            }
+            assert!(bob.ears.told.all().is_empty());
+            // What nobody here knows may mean anything to a client: it goes no further.
             alice.ears.told.forget();
-            site.say(changed(what)).await;
+            let custom = json!({ "method": "notifications/x/custom", "params": { "deep": [1] } });
+            two.say(custom).await;
+            two.say(changed("tools")).await;
             let all = alice.ears.told.wait("news", |all| !all.is_empty()).await;
-            assert_eq!(
-                all[0]["method"],
-                format!("notifications/{what}/list_changed")
-            );
+            assert_eq!(all[0]["method"], "notifications/tools/list_changed");
         }
-        assert!(bob.ears.told.all().is_empty());
-        // What nobody here knows may mean anything to a client: it goes no further.
-        alice.ears.told.forget();
-        let custom = json!({ "method": "notifications/x/custom", "params": { "deep": [1] } });
-        two.say(custom).await;
-        two.say(changed("tools")).await;
-        let all = alice.ears.told.wait("news", |all| !all.is_empty()).await;
-        assert_eq!(all[0]["method"], "notifications/tools/list_changed");
     })
     .await;
 }

@@ -12,17 +12,16 @@
 mod mcp;
 mod support;
 
-use mcp::{Caller, Front, Kind, Server, answer, builder, factory};
+use mcp::{Caller, Front, Kind, Seen, Server, answer, builder, factory};
 use serde_json::json;
 
 /// One call through the front, and what came to the upstream of it.
 async fn call(server: &Server, caller: &Caller, ends: bool) -> Vec<String> {
     server.forget();
     caller.call("whoami", json!({})).await;
-    let opens = server
-        .of("initialize")
-        .iter()
-        .any(|it| it.assigned.is_some());
+    let in_session = |it: &Seen| it.session().is_some();
+    let opens =
+        !server.of("initialize").is_empty() && server.of("tools/call").iter().all(in_session);
     if opens {
         server.wait_for("GET", 1).await;
     }
@@ -34,29 +33,25 @@ async fn call(server: &Server, caller: &Caller, ends: bool) -> Vec<String> {
 
 /// The requests of the first call of all, of another caller's first call, of the next one, and of one
 /// where nothing is kept.
-async fn costs(kind: Kind, older: bool) -> [Vec<String>; 4] {
+async fn costs(front: Kind, kind: Kind) -> [Vec<String>; 4] {
     let server = Server::start(kind).await;
-    server.intercept(move |seen| match seen.rpc() {
-        "server/discover" if older => Some(answer(404, &[], "")),
+    server.intercept(|seen| {
         // One page.
-        "tools/list" => {
-            let list = json!({ "resultType": "complete", "tools": [] });
-            let list = json!({ "jsonrpc": "2.0", "id": seen.body["id"], "result": list });
-            let lines = [("content-type", "application/json")];
-            Some(answer(200, &lines, list.to_string()))
-        }
-        _ => None,
+        let list = json!({ "resultType": "complete", "tools": [] });
+        let list = json!({ "jsonrpc": "2.0", "id": seen.body["id"], "result": list });
+        let lines = [("content-type", "application/json")];
+        (seen.rpc() == "tools/list").then(|| answer(200, &lines, list.to_string()))
     });
     let upstream = server.upstream();
     let factories = [factory(), builder().fresh().build().unwrap()];
-    let front = Front::start(Kind::Sessions, &upstream, &factories[0]).await;
-    let alice = Caller::open(&front, [("authorization", "Bearer alice")]).await;
-    let bob = Caller::open(&front, [("authorization", "Bearer bob")]).await;
+    let kept = Front::start(front, &upstream, &factories[0]).await;
+    let alice = Caller::open(&kept, [("authorization", "Bearer alice")]).await;
+    let bob = Caller::open(&kept, [("authorization", "Bearer bob")]).await;
     let first = call(&server, &alice, false).await;
     let other = call(&server, &bob, false).await;
     let warm = call(&server, &bob, false).await;
-    let front = Front::start(Kind::Sessions, &upstream, &factories[1]).await;
-    let carol = Caller::open(&front, [("authorization", "Bearer carol")]).await;
+    let fresh = Front::start(front, &upstream, &factories[1]).await;
+    let carol = Caller::open(&fresh, [("authorization", "Bearer carol")]).await;
     call(&server, &carol, true).await;
     let fresh = call(&server, &carol, true).await;
     [first, other, warm, fresh]
@@ -64,30 +59,22 @@ async fn costs(kind: Kind, older: bool) -> [Vec<String>; 4] {
 
 #[tokio::test]
 async fn the_requests_of_a_call_are_as_the_table_says() {
-    println!("| upstream | first call of all | first of a caller | kept | nothing kept |");
-    println!("|---|---|---|---|---|");
-    for (what, kind, older, expected) in [
-        ("in sessions", Kind::Sessions, false, [5, 4, 1, 5]),
-        (
-            "in sessions, no discovery",
-            Kind::Sessions,
-            true,
-            [5, 4, 1, 5],
-        ),
-        (
-            "before 2026-07-28, no sessions",
-            Kind::StatelessJson,
-            false,
-            [4, 3, 1, 3],
-        ),
-        ("2026-07-28", Kind::Newest, false, [3, 3, 1, 3]),
+    println!("| caller | upstream | first call of all | first of a caller | kept | nothing kept |");
+    println!("|---|---|---|---|---|---|");
+    for (front, kind, expected) in [
+        (Kind::Sessions, Kind::Sessions, [4, 4, 1, 5]),
+        (Kind::Sessions, Kind::StatelessJson, [3, 3, 1, 3]),
+        (Kind::Sessions, Kind::Newest, [4, 4, 1, 5]),
+        (Kind::Sessions, Kind::NewestOnly, [4, 4, 1, 4]),
+        (Kind::Newest, Kind::Sessions, [5, 5, 1, 6]),
+        (Kind::Newest, Kind::StatelessJson, [4, 4, 1, 4]),
+        (Kind::Newest, Kind::Newest, [3, 3, 1, 3]),
+        (Kind::Newest, Kind::NewestOnly, [3, 3, 1, 3]),
     ] {
-        let costs = costs(kind, older).await;
+        let costs = costs(front, kind).await;
         let counts = costs.each_ref().map(Vec::len);
-        println!(
-            "| {what} | {} |",
-            counts.map(|count| count.to_string()).join(" | ")
-        );
-        assert_eq!(counts, expected, "{what}: {costs:#?}");
+        let cells = counts.map(|count| count.to_string()).join(" | ");
+        println!("| {front:?} | {kind:?} | {cells} |");
+        assert_eq!(counts, expected, "{front:?} {kind:?}: {costs:#?}");
     }
 }

@@ -301,49 +301,37 @@ async fn each_refusal_is_one_error_with_its_status_and_challenge() {
             &legacy
         };
         for rpc in messages {
-            // What the upstream speaks is known, or not.
-            for known in [false, true] {
-                let server = Server::start(kind).await;
-                let (upstream, factory) = (server.upstream(), factory());
-                if known {
-                    let bob = capture(&[&upstream], NEW).await;
-                    attempt(&factory, &upstream, &bob).await.unwrap();
-                }
-                let alice = capture(&[&upstream], OLD).await;
-                for (status, challenge) in [(401, true), (401, false), (403, true), (403, false)] {
-                    for body in BODIES {
-                        let case = format!("{kind:?} {rpc} {known} {status} {challenge} {body}");
-                        server.forget();
-                        server.intercept(refuse(rpc, status, challenge, body));
-                        let outcome = attempt(&factory, &upstream, &alice).await;
-                        if server.of(rpc).is_empty() {
-                            // It is known that nobody needs to discover, or that the tools are known.
-                            assert!(known || rpc == &"tools/list", "{case}");
-                            continue;
-                        }
-                        if rpc == &"tools/list" && status == 403 {
-                            // Whoever may not list may still call.
-                            assert!(outcome.is_ok(), "{case}");
-                            continue;
-                        }
-                        let error = outcome.expect_err(&case);
-                        assert_eq!(error.kind(), ErrorKind::Refused, "{case}");
-                        let refusal = error.refusal().unwrap();
-                        assert_eq!(refusal.status().as_u16(), status, "{case}");
-                        assert_eq!(refusal.upstream(), "up");
-                        assert!(refusal.is_callers());
-                        let challenges: Vec<_> = refusal.challenges().collect();
-                        assert_eq!(challenges.len(), usize::from(challenge), "{case}");
-                        if challenge {
-                            assert_eq!(challenges[0], r#"Bearer scope="a b", error="x""#);
-                        }
-                        let refused = server.of(rpc);
-                        assert_eq!(refused.len(), 1, "{case}: it was repeated");
+            let server = Server::start(kind).await;
+            let (upstream, factory) = (server.upstream(), factory());
+            let alice = capture(&[&upstream], OLD).await;
+            for (status, challenge) in [(401, true), (401, false), (403, true), (403, false)] {
+                for body in BODIES {
+                    let case = format!("{kind:?} {rpc} {status} {challenge} {body}");
+                    server.forget();
+                    server.intercept(refuse(rpc, status, challenge, body));
+                    let outcome = attempt(&factory, &upstream, &alice).await;
+                    if rpc == &"tools/list" && status == 403 {
+                        // Whoever may not list may still call.
+                        assert!(outcome.is_ok(), "{case}");
+                        continue;
                     }
+                    let error = outcome.expect_err(&case);
+                    assert_eq!(error.kind(), ErrorKind::Refused, "{case}");
+                    let refusal = error.refusal().unwrap();
+                    assert_eq!(refusal.status().as_u16(), status, "{case}");
+                    assert_eq!(refusal.upstream(), "up");
+                    assert!(refusal.is_callers());
+                    let challenges: Vec<_> = refusal.challenges().collect();
+                    assert_eq!(challenges.len(), usize::from(challenge), "{case}");
+                    if challenge {
+                        assert_eq!(challenges[0], r#"Bearer scope="a b", error="x""#);
+                    }
+                    let refused = server.of(rpc);
+                    assert_eq!(refused.len(), 1, "{case}: it was repeated");
                 }
-                server.intercept(|_| None);
-                attempt(&factory, &upstream, &alice).await.unwrap();
             }
+            server.intercept(|_| None);
+            attempt(&factory, &upstream, &alice).await.unwrap();
         }
     }
 }
@@ -483,6 +471,29 @@ async fn an_upstream_that_does_not_answer_is_given_up() {
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Unreachable);
 }
 
+/// Each of the two handshakes would be in time.
+#[tokio::test]
+async fn the_time_to_connect_is_for_all_of_it() {
+    const TIME: Duration = Duration::from_millis(600);
+    let slow = move |status: StatusCode| async move {
+        tokio::time::sleep(TIME * 2 / 3).await;
+        status
+    };
+    let app = axum::Router::new().route(
+        "/mcp",
+        axum::routing::post(move || slow(StatusCode::NOT_FOUND)),
+    );
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let upstream = Upstream::builder("up", url).build().unwrap();
+    let factory = builder().connect_timeout(TIME).build().unwrap();
+    let front = Front::start(Kind::Sessions, &upstream, &factory).await;
+    let inbound = front.inbound(&Caller::open(&front, []).await).await;
+    let error = attempt(&factory, &upstream, &inbound).await;
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Unreachable);
+}
+
 #[tokio::test]
 async fn an_older_server_that_knows_no_discovery_is_found() {
     for status in [400, 404, 405] {
@@ -491,16 +502,103 @@ async fn an_older_server_that_knows_no_discovery_is_found() {
         server.intercept(move |seen| {
             (seen.rpc() == "server/discover").then(|| answer(status, &[], "what?"))
         });
-        let front = Front::start(Kind::Sessions, &upstream, &factory).await;
-        for token in ["Bearer a", "Bearer b"] {
-            let caller = Caller::open(&front, [("authorization", token)]).await;
-            let answer = caller.call("whoami", json!({})).await;
-            assert_eq!(answer["authorization"], json!([token]), "{status}");
+        for (kind, discovered) in [(Kind::Sessions, 0), (Kind::Newest, 2)] {
+            let front = Front::start(kind, &upstream, &factory).await;
+            server.forget();
+            for token in ["Bearer a", "Bearer b"] {
+                let caller = Caller::open(&front, [("authorization", token)]).await;
+                let answer = caller.call("whoami", json!({})).await;
+                assert_eq!(answer["authorization"], json!([token]), "{status}");
+            }
+            // It is asked for each caller without a session: what one is told is not known of others.
+            assert_eq!(server.of("server/discover").len(), discovered);
+            assert_eq!(server.of("initialize").len(), 2);
         }
-        // It was asked once, and known afterwards.
-        assert_eq!(server.of("server/discover").len(), 1);
-        assert_eq!(server.of("initialize").len(), 2);
     }
+}
+
+#[tokio::test]
+async fn a_server_that_knows_nothing_older_is_found_from_a_session() {
+    for (status, body) in [(200, ""), (400, "what?"), (404, "what?"), (405, "")] {
+        let server = Server::start(Kind::NewestOnly).await;
+        let (upstream, factory) = (server.upstream(), factory());
+        server.intercept(move |seen| {
+            (status != 200 && seen.rpc() == "initialize").then(|| answer(status, &[], body))
+        });
+        let front = Front::start(Kind::Sessions, &upstream, &factory).await;
+        let alice = Caller::open(&front, [("authorization", "Bearer a")]).await;
+        for _ in 0..2 {
+            let answer = alice.call("whoami", json!({})).await;
+            assert_eq!(answer["authorization"], json!(["Bearer a"]), "{status}");
+        }
+        let expected = ["initialize", "server/discover", "tools/list", "tools/list"];
+        assert_eq!(server.order()[..4], expected, "{status}");
+        assert_eq!(server.order()[4..], ["tools/call"; 2], "{status}");
+    }
+}
+
+/// What passes says nothing about the versions that an upstream knows.
+#[tokio::test]
+async fn an_upstream_that_fails_at_a_handshake_is_asked_once() {
+    let refused =
+        |code| json!({ "jsonrpc": "2.0", "id": 0, "error": { "code": code, "message": "later" } });
+    for kind in [Kind::Sessions, Kind::Newest] {
+        let server = Server::start(kind).await;
+        let (upstream, factory) = (server.upstream(), factory());
+        let front = Front::start(Kind::Sessions, &upstream, &factory).await;
+        let alice = Caller::open(&front, OLD).await;
+        let inbound = front.inbound(&alice).await;
+        for (status, body) in [
+            (429, Value::Null),
+            (500, Value::Null),
+            (503, Value::Null),
+            (402, Value::Null),
+            (200, Value::Null),
+            (200, refused(-32603)),
+            (200, refused(-32000)),
+            (503, refused(-32603)),
+        ] {
+            server.forget();
+            let told = body.to_string();
+            server.intercept(move |seen| {
+                let lines = [("content-type", "application/json")];
+                let body = told.replace("\"id\":0", &format!("\"id\":{}", seen.body["id"]));
+                Some(answer(status, &lines, body))
+            });
+            let error = attempt(&factory, &upstream, &inbound).await.unwrap_err();
+            assert!(error.refusal().is_none(), "{status} {error}");
+            assert_eq!(server.order(), ["initialize"], "{kind:?} {status} {body}");
+        }
+        server.intercept(|_| None);
+        alice.call("whoami", json!({})).await;
+        assert!(server.of("tools/call")[0].session().is_some());
+    }
+}
+
+/// The answer to `initialize` is the one that the caller is told.
+#[tokio::test]
+async fn a_handshake_that_fails_with_either_version_fails_as_the_first_did() {
+    let server = Server::start(Kind::Sessions).await;
+    let (upstream, factory) = (server.upstream(), factory());
+    let front = Front::start(Kind::Sessions, &upstream, &factory).await;
+    let alice = front
+        .inbound(&Caller::open(&front, [("authorization", "Bearer a")]).await)
+        .await;
+    server.intercept(|seen| {
+        let error = json!({ "code": -32601, "message": format!("no {}", seen.rpc()) });
+        let error = json!({ "jsonrpc": "2.0", "id": seen.body["id"], "error": error });
+        let lines = [("content-type", "application/json")];
+        Some(answer(200, &lines, error.to_string()))
+    });
+    let error = attempt(&factory, &upstream, &alice).await.unwrap_err();
+    assert_eq!(error.data().unwrap().message, "no initialize");
+    assert_eq!(server.order(), ["initialize", "server/discover"]);
+    server.intercept(|seen| match seen.rpc() {
+        "server/discover" => Some(answer(401, &[("www-authenticate", "Bearer")], "")),
+        _ => Some(answer(404, &[], "")),
+    });
+    let error = attempt(&factory, &upstream, &alice).await.unwrap_err();
+    assert_eq!(error.refusal().unwrap().status(), 401);
 }
 
 #[tokio::test]

@@ -78,17 +78,13 @@ async fn the_transports_headers_are_those_of_this_hop() {
             client.call_tool(call("region", region)).await.unwrap();
             whoami(&client).await;
             client.list_tools(None).await.unwrap();
-            let version = (
-                "mcp-protocol-version",
-                if upstream_kind == Kind::Newest {
-                    NEWEST
-                } else {
-                    LEGACY
-                },
-            );
+            // An older caller with a session id is in a session, whoever made that up.
+            let newest = (upstream_kind, front_kind) == (Kind::Newest, Kind::Newest);
+            let version = if newest { NEWEST } else { LEGACY };
+            let version = ("mcp-protocol-version", version);
             let expected = |method, name: Option<&'static str>, region| {
                 let mut expected = vec![version];
-                if upstream_kind == Kind::Newest {
+                if newest {
                     expected.push(("mcp-method", method));
                     expected.extend(name.map(|name| ("mcp-name", name)));
                     expected.extend(Option::map(region, |it| ("mcp-param-region", it)));
@@ -156,6 +152,49 @@ async fn an_upstream_without_a_list_is_called_all_the_same() {
         whoami(&factory.connect_for(&upstream, &inbound).await.unwrap()).await;
     }
     assert_eq!(server.of("tools/list").len(), 1);
+}
+
+/// Of callers to whom the schemas are all the same; the list may come next time.
+#[tokio::test]
+async fn a_list_that_fails_does_not_end_the_call_and_is_not_remembered() {
+    let server = Server::start(Kind::Newest).await;
+    let (upstream, factory) = (server.upstream(), factory());
+    let inbound = capture(&[&upstream], ALICE).await;
+    let failures = [
+        (403, json!({})),
+        (503, json!({})),
+        (
+            200,
+            json!({ "error": { "code": -32603, "message": "later" } }),
+        ),
+        (
+            200,
+            json!({ "result": { "resultType": "complete", "prompts": [] } }),
+        ),
+        (
+            200,
+            json!({ "result": { "resultType": "complete", "tools": [], "nextCursor": "more" } }),
+        ),
+    ];
+    for (status, told) in failures {
+        let case = format!("{status} {told}");
+        server.intercept(move |seen| {
+            let mut told = told.clone();
+            told["jsonrpc"] = json!("2.0");
+            told["id"] = seen.body["id"].clone();
+            let lines = [("content-type", "application/json")];
+            (seen.rpc() == "tools/list").then(|| answer(status, &lines, told.to_string()))
+        });
+        for _ in 0..2 {
+            server.forget();
+            whoami(&factory.connect_for(&upstream, &inbound).await.unwrap()).await;
+            assert!(!server.of("tools/list").is_empty(), "{case}");
+        }
+    }
+    server.intercept(|_| None);
+    let client = factory.connect_for(&upstream, &inbound).await.unwrap();
+    let region = call("region", json!({ "region": "north" }));
+    client.call_tool(region).await.unwrap();
 }
 
 #[tokio::test]
@@ -243,7 +282,8 @@ async fn a_redirect_is_not_followed_and_nothing_leaks() {
                         let called = client.call_tool(call("whoami", json!({}))).await;
                         assert_eq!(
                             called.is_ok(),
-                            ["GET", "DELETE"].contains(&rpc) || server.of(rpc).is_empty()
+                            ["tools/list", "GET", "DELETE"].contains(&rpc)
+                                || server.of(rpc).is_empty()
                         );
                     }
                     assert!(server.of(rpc).len() <= 1, "{kind:?} {rpc} {status}");

@@ -54,13 +54,22 @@ struct Counting {
 
 impl Counting {
     fn start(newest: bool) -> Self {
+        Self::serve(newest, json!([]))
+    }
+
+    fn with_tools(tools: Value) -> Self {
+        Self::serve(true, tools)
+    }
+
+    fn serve(newest: bool, tools: Value) -> Self {
         let sessions = Arc::<AtomicUsize>::default();
         let (tell, told) = mpsc::channel();
         let counter = Arc::clone(&sessions);
         std::thread::spawn(move || {
             runtime().block_on(async move {
-                let service =
-                    service_fn(move |request| exchange(newest, Arc::clone(&counter), request));
+                let service = service_fn(move |request| {
+                    exchange(newest, tools.clone(), Arc::clone(&counter), request)
+                });
                 tell.send(serve(service).await).unwrap();
                 std::future::pending::<()>().await;
             });
@@ -76,6 +85,7 @@ impl Counting {
 
 async fn exchange(
     newest: bool,
+    tools: Value,
     sessions: Arc<AtomicUsize>,
     request: Request<Incoming>,
 ) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, Infallible> {
@@ -99,7 +109,7 @@ async fn exchange(
                 "serverInfo": { "name": "up", "version": "1" },
             })
         }
-        Some("tools/list") => json!({ "tools": [], "ttlMs": 0, "cacheScope": "private" }),
+        Some("tools/list") => json!({ "tools": tools, "ttlMs": 0, "cacheScope": "private" }),
         Some("tools/call") => json!({ "content": [{ "type": "text", "text": "1" }] }),
         Some("notifications/initialized") => {
             let accepted = response.status(StatusCode::ACCEPTED);
@@ -206,4 +216,28 @@ fn nothing_stays_where_nothing_is_kept() {
     println!("{few} bytes after {FEW} callers, {more} more after {MANY}");
     // So little stays that what the HTTP client lets go of shows.
     assert!(few > 0 && more * 10 <= few, "{few} and {more}");
+}
+
+/// A name above many annotations is in the list once.
+#[test]
+fn a_list_of_tools_takes_no_more_than_its_size() {
+    let leaf = |at: usize| {
+        let schema = json!({ "type": "string", "x-mcp-header": format!("h{at}") });
+        (at.to_string(), schema)
+    };
+    let leaves: serde_json::Map<_, _> = (0..1_000).map(leaf).collect();
+    let above = json!({ "a".repeat(256 * 1024): { "type": "object", "properties": leaves } });
+    let schema = json!({ "type": "object", "properties": above });
+    let upstream = Counting::with_tools(json!([{ "name": "any", "inputSchema": schema }]));
+    let inbound = runtime().block_on(capture(&[&upstream.upstream], []));
+    let factory = builder().build().unwrap();
+    let taken = measure(|| {
+        runtime().block_on(async {
+            let client = factory.connect_for(&upstream.upstream, &inbound).await;
+            let listed = client.unwrap().list_tools(None).await.unwrap();
+            assert_eq!(listed.tools.len(), 1);
+        });
+    });
+    println!("{} bytes", taken.bytes_max);
+    assert!(taken.bytes_max < 32 * 1024 * 1024, "{}", taken.bytes_max);
 }

@@ -165,7 +165,7 @@ async fn an_attested_and_a_sent_value_do_not_share() {
 /// A connection to a 2026-07-28 upstream has no session; it begins with a `server/discover`.
 #[tokio::test]
 async fn i9_a_connection_to_2026_07_28_belongs_to_the_exact_headers() {
-    let server = Server::start(Kind::Newest).await;
+    let server = Server::start(Kind::NewestOnly).await;
     let (upstream, factory) = (server.upstream(), factory());
     let sessions = Front::start(Kind::Sessions, &upstream, &factory).await;
     let stateless = Front::start(Kind::StatelessJson, &upstream, &factory).await;
@@ -190,6 +190,72 @@ async fn i9_a_connection_to_2026_07_28_belongs_to_the_exact_headers() {
     let all = server.seen();
     assert!(all.iter().all(|seen| seen.session().is_none()));
     assert!(all.iter().all(|seen| seen.method == http::Method::POST));
+}
+
+#[tokio::test]
+async fn an_upstream_of_both_families_is_spoken_to_as_the_caller_speaks() {
+    let server = Server::start(Kind::Newest).await;
+    let (upstream, factory) = (server.upstream(), factory());
+    for (kind, version) in [
+        (Kind::Sessions, "2025-11-25"),
+        (Kind::Newest, NEWEST),
+        (Kind::Sessions, "2025-11-25"),
+        (Kind::Newest, NEWEST),
+    ] {
+        // Each time somebody new, and what the others spoke does not matter.
+        let front = Front::start(kind, &upstream, &factory).await;
+        let caller = Caller::open(&front, ALICE).await;
+        let answer = caller.call("whoami", json!({})).await;
+        assert_eq!(answer["authorization"], json!(["Bearer alice"]));
+        let last = server.of("tools/call").pop().unwrap();
+        assert_eq!(last.header("mcp-protocol-version"), Some(version));
+        assert_eq!(last.session().is_some(), kind == Kind::Sessions);
+    }
+}
+
+#[tokio::test]
+async fn what_an_upstream_tells_one_caller_of_its_versions_counts_for_that_one() {
+    let server = Server::start(Kind::Newest).await;
+    let (upstream, factory) = (server.upstream(), factory());
+    server.intercept(|seen| {
+        let is_alices = seen.token() == Some("Bearer alice");
+        (is_alices && seen.rpc() == "server/discover").then(|| answer(404, &[], ""))
+    });
+    let front = Front::start(Kind::Newest, &upstream, &factory).await;
+    for (lines, version) in [(ALICE, "2025-11-25"), (BOB, NEWEST), (ALICE, "2025-11-25")] {
+        let caller = Caller::open(&front, lines).await;
+        caller.call("whoami", json!({})).await;
+        let last = server.of("tools/call").pop().unwrap();
+        assert_eq!(last.header("mcp-protocol-version"), Some(version));
+    }
+}
+
+/// In that version nobody asks in a session, so nothing is declared.
+#[tokio::test]
+async fn an_upstream_that_begins_a_session_in_2026_07_28_has_none() {
+    let server = Server::start(Kind::NewestOnly).await;
+    let (upstream, factory) = (server.upstream(), factory());
+    server.intercept(|seen| {
+        let result = json!({
+            "protocolVersion": NEWEST, "capabilities": { "tools": {} },
+            "serverInfo": { "name": "up", "version": "1" },
+        });
+        let result = json!({ "jsonrpc": "2.0", "id": seen.body["id"], "result": result });
+        let lines = [("content-type", "application/json")];
+        (seen.rpc() == "initialize").then(|| answer(200, &lines, result.to_string()))
+    });
+    let front = Front::start(Kind::Sessions, &upstream, &factory).await;
+    let mut alice = Caller::open(&front, ALICE).await;
+    alice.session = None;
+    alice
+        .initialize(json!({ "sampling": {}, "roots": {} }))
+        .await;
+    let answer = alice.call("whoami", json!({})).await;
+    assert_eq!(answer["authorization"], json!(["Bearer alice"]));
+    assert_eq!(server.of("server/discover").len(), 1);
+    let call = server.of("tools/call").pop().unwrap();
+    let declared = &call.body["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"];
+    assert_eq!(*declared, json!({}), "{}", call.body);
 }
 
 #[tokio::test]
@@ -278,6 +344,7 @@ async fn all_learn_of_a_refusal_and_nothing_is_kept_then() {
     assert_eq!(server.seen().len(), 1, "{:?}", server.order());
 
     server.intercept(|_| None);
+    server.forget();
     session(&server, &upstream, &factory, &alice).await;
     assert_eq!(server.of("initialize").len(), 1);
 }

@@ -34,8 +34,11 @@ use upstreams::upstreams;
 ///
 /// No other header travels, except those of MCP's transport itself. NAME, FROM and TO are header
 /// names; every flag that takes one can be repeated, except --admission-header and
-/// --principal-header. It is for all
-/// upstreams, or with an upstream's name and `:` in front, as in `--allow github:x-user-id`, for that one.
+/// --principal-header.
+///
+/// --allow, --allow-credential, --rename, --bearer, --require, --set and --set-env are for all upstreams;
+/// with an upstream's name and `:` in front, as in `--allow github:x-user-id`, for that one. Every other
+/// flag is for all.
 ///
 /// With one upstream, everything has the upstream's own names; with several, tools and prompts are
 /// named `<upstream>_<name>`.

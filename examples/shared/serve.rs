@@ -1,6 +1,6 @@
 //! The layers around what is served, and the server itself.
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin};
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin, time::Duration};
 
 use axum::{Router, body::Body, serve::ListenerExt};
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use hyper_util::{
         Client,
         connect::{Connect, HttpConnector},
     },
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioTimer},
 };
 use mcp_forward::{CaptureLayer, ProbeLayer, RefusalLayer, Upstream, outbound};
 use tokio::{net::TcpListener, signal::ctrl_c, sync::oneshot};
@@ -22,11 +22,18 @@ use tracing_subscriber::filter::EnvFilter;
 
 use super::{GUARDED, front::Front};
 
+/// Less than the 5 s after which many servers close a socket that nobody uses: a request that meets the
+/// close is lost.
+const SOCKET_IDLE: Duration = Duration::from_secs(4);
+
 /// One client, one pool, for whoever needs one.
 pub(crate) type HttpClient<C> = Client<C, outbound::Body<Body>>;
 
 pub(crate) fn http_client<C: Connect + Clone>(connector: C) -> HttpClient<C> {
-    Client::builder(TokioExecutor::new()).build(connector)
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(SOCKET_IDLE)
+        .build(connector)
 }
 
 /// Whether one of them needs TLS, and with it this machine's certificates.

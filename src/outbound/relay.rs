@@ -125,7 +125,9 @@ pub struct Relay<C> {
 
 impl<C> Relay<C> {
     /// Relays to `upstream` through `client`, which must not follow redirects. hyper-util's
-    /// `build_http()` reaches `http` only; for `https` give it a connector such as hyper-rustls'.
+    /// `build_http()` reaches `http` only; for `https` give it a connector such as hyper-rustls'. Give it a
+    /// `pool_idle_timeout` below what the upstream keeps, which is often 5 s: a request that meets the
+    /// close of its socket is 502.
     ///
     /// Its request body is [`outbound::Body`](crate::outbound::Body) of the caller's: build one for
     /// relays, and leave the type of its body to inference. hyper's client wants it `Unpin`, which the

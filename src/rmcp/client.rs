@@ -18,7 +18,10 @@ use rmcp::{
     service::{RequestContext, Subscription},
 };
 
-use super::{bridge::Caller, error::Error, pool::Lease};
+use super::{
+    bridge::Caller, error::Error, param_headers::ParamHeaders, pool::Lease,
+    result_type::with_result_type,
+};
 use crate::{carry::Inbound, outbound::Outbound};
 
 /// Sends MCP messages to one upstream, as one caller.
@@ -93,8 +96,9 @@ impl Client {
             .await
     }
 
-    /// `subscriptions/listen`, of a 2026-07-28 upstream. It ends when the subscription is dropped; keep this
-    /// client until then.
+    /// `subscriptions/listen`, over a connection in 2026-07-28, which a caller in a front session has only
+    /// where the upstream speaks nothing else. It ends when the subscription is dropped; keep this client
+    /// until then.
     ///
     /// # Errors
     ///
@@ -118,13 +122,23 @@ impl Client {
         outcome
     }
 
+    /// What `tool` wants as headers, too, as this caller is told; asked for once on a connection.
+    pub(super) async fn param_headers(
+        &self,
+        tool: &str,
+    ) -> Result<Option<Arc<ParamHeaders>>, Error> {
+        let connection = &self.lease.connection;
+        let headers = connection.param_headers(&self.outbound, tool).await;
+        self.learn(headers).await
+    }
+
     /// Sends `request`, and takes what `pick` finds in the answer.
     async fn ask<T>(
         &self,
         request: impl Into<ClientRequest>,
         pick: impl FnOnce(ServerResult) -> Option<T>,
     ) -> Result<T, Error> {
-        let result = self.request(request).await?;
+        let result = with_result_type(self.request(request).await?);
         pick(result).ok_or_else(|| Error::unusable(self.outbound.upstream()))
     }
 
@@ -149,7 +163,8 @@ impl Client {
     }
 
     /// `tools/call`. To a 2026-07-28 upstream the first one on a connection lists the tools before, since
-    /// what a tool wants as `Mcp-Param-*` headers is in its schema.
+    /// what a tool wants as `Mcp-Param-*` headers is in its schema. Where the upstream does not list them, the
+    /// call goes on without such headers, and the next one asks again.
     ///
     /// # Errors
     ///

@@ -10,7 +10,7 @@ use rmcp::{
     RoleClient,
     model::{
         ClientCapabilities, ClientNotification, ClientRequest, GetExtensions, GetMeta,
-        ListToolsRequest, PaginatedRequestParams, ServerResult,
+        ListToolsRequest, ListToolsResult, PaginatedRequestParams, ServerResult,
     },
     service::{
         ClientCacheConfig, ClientLifecycleMode, ClientServiceExt, Peer, PeerRequestOptions,
@@ -26,6 +26,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     bridge::{Abandoned, Bridge, Caller, Event, Route, Routes, answer, front, tell},
     error::Error,
+    param_headers::{ParamHeaders, ToolHeaders},
     streams::Streams,
     wire::Wire,
 };
@@ -43,8 +44,10 @@ pub(super) struct Connection {
     wire: Wire,
     streams: Streams,
     front: Option<SessionKey>,
-    /// Whether rmcp has seen the tools' schemas, from which it makes `Mcp-Param-*`.
+    /// Whether all the tools' schemas were seen, from which rmcp makes `Mcp-Param-*`.
     tools_listed: OnceCell<()>,
+    /// What they say of those headers, for a connection that is one caller's.
+    tool_headers: ToolHeaders,
     /// Without it nothing that is still under way goes on.
     _open: DropGuard,
 }
@@ -90,6 +93,7 @@ impl Connection {
             streams,
             front,
             tools_listed: OnceCell::new(),
+            tool_headers: ToolHeaders::default(),
             _open: open,
         })
     }
@@ -127,32 +131,67 @@ impl Connection {
         request: ClientRequest,
     ) -> Result<ServerResult, Error> {
         if matches!(request, ClientRequest::CallToolRequest(_)) && self.is_sessionless() {
-            let listed = self
-                .tools_listed
-                .get_or_try_init(|| self.list_tools(outbound));
-            listed.await?;
+            match self.see_tools(outbound).await {
+                // Whoever may not list may still call; then no argument is in a header.
+                Err(error) if error.is_answer() || is_forbidden(&error) => {}
+                seen => seen?,
+            }
         }
-        self.send(outbound, caller, request).await
+        let is_first = matches!(
+            &request,
+            ClientRequest::ListToolsRequest(list)
+                if list.params.as_ref().is_none_or(|page| page.cursor.is_none())
+        );
+        let result = self.send(outbound, caller, request).await?;
+        if let ServerResult::ListToolsResult(page) = &result {
+            self.learn(page, is_first && page.next_cursor.is_none());
+        }
+        Ok(result)
     }
 
-    /// Lists all tools, for rmcp to see their schemas.
+    /// What `tool` wants as headers, as whoever sends `outbound` is told.
+    pub(super) async fn param_headers(
+        &self,
+        outbound: &Outbound,
+        tool: &str,
+    ) -> Result<Option<Arc<ParamHeaders>>, Error> {
+        self.see_tools(outbound).await?;
+        Ok(self.tool_headers.of(tool))
+    }
+
+    /// Only one caller's connection, in no session, is asked for what was learned.
+    fn learn(&self, page: &ListToolsResult, anew: bool) {
+        if self.front.is_none() {
+            self.tool_headers.learn(page, anew);
+        }
+    }
+
+    /// Lists all tools, unless that was done; a list that failed is asked for again.
+    async fn see_tools(&self, outbound: &Outbound) -> Result<(), Error> {
+        let listed = self
+            .tools_listed
+            .get_or_try_init(|| self.list_tools(outbound));
+        listed.await.copied()
+    }
+
     async fn list_tools(&self, outbound: &Outbound) -> Result<(), Error> {
         let mut request = ListToolsRequest::default();
-        for _ in 0..MAX_PAGES {
+        for pages in 0..MAX_PAGES {
             let page = match self.send(outbound, None, request.into()).await {
                 Ok(ServerResult::ListToolsResult(page)) => page,
+                Ok(_) => return Err(Error::unusable(outbound.upstream())),
                 // Without a list no tool has a header to be sent.
-                Ok(_) => break,
-                Err(error) if error.data().is_some() || is_forbidden(&error) => break,
+                Err(error) if pages == 0 && error.is_unknown_method() => return Ok(()),
                 Err(error) => return Err(error),
             };
+            self.learn(&page, pages == 0);
             let Some(cursor) = page.next_cursor else {
-                break;
+                return Ok(());
             };
             let next = PaginatedRequestParams::default().with_cursor(Some(cursor));
             request = ListToolsRequest::with_param(next);
         }
-        Ok(())
+        Err(Error::endless(outbound.upstream()))
     }
 
     async fn send(

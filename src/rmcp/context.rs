@@ -51,6 +51,13 @@ impl ContextExt for NotificationContext<RoleServer> {
     }
 }
 
+/// The HTTP side of a message whose sender speaks 2026-07-28 or later.
+pub(super) fn since_2026_07_28(context: &RequestContext<RoleServer>) -> Option<&Parts> {
+    let version = context.protocol_version()?;
+    let parts = context.extensions.get::<Parts>();
+    parts.filter(|_| !version.has_initialize())
+}
+
 fn inbound(
     extensions: &Extensions,
     peer: &Peer<RoleServer>,

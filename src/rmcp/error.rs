@@ -8,6 +8,7 @@ use std::{fmt, sync::Arc};
 use http::StatusCode;
 use rmcp::{
     ErrorData,
+    model::ErrorCode,
     service::{ClientInitializeError, ServiceError},
     transport::streamable_http_client::StreamableHttpError,
 };
@@ -35,6 +36,8 @@ enum Inner {
     Refused(#[source] Refusal),
     #[error("upstream `{upstream}` answered with error {}", data.code.0)]
     Answered { upstream: String, data: ErrorData },
+    #[error("upstream `{upstream}` does not know what it was asked; check its URL")]
+    Unknown { upstream: String },
     #[error("upstream `{upstream}` {what}")]
     Failed {
         upstream: String,
@@ -92,6 +95,16 @@ impl Error {
         Self::failed(upstream, ErrorKind::Unusable, what)
     }
 
+    pub(super) fn no_common_version(upstream: &Upstream) -> Self {
+        let what = "speaks other versions of MCP than 2024-11-05 to 2026-07-28";
+        Self::failed(upstream, ErrorKind::NoCommonVersion, what)
+    }
+
+    pub(super) fn endless(upstream: &Upstream) -> Self {
+        let what = "lists its tools on more pages than are looked through";
+        Self::failed(upstream, ErrorKind::Unusable, what)
+    }
+
     pub(super) fn late(upstream: &Upstream) -> Self {
         events::late(upstream);
         Self::failed(upstream, ErrorKind::Unreachable, "did not answer in time")
@@ -108,8 +121,7 @@ impl Error {
             }
             ClientInitializeError::JsonRpcError(data) => Self::answered(upstream, data.clone()),
             ClientInitializeError::NoCompatibleProtocolVersion { .. } => {
-                let what = "speaks other versions of MCP than 2024-11-05 to 2026-07-28";
-                Self::failed(upstream, ErrorKind::NoCommonVersion, what)
+                Self::no_common_version(upstream)
             }
             _ => Self::unusable(upstream),
         }
@@ -134,6 +146,10 @@ impl Error {
             Some(StreamableHttpError::Client(WireError::Refused(refusal))) => {
                 Self::refused(refusal.clone())
             }
+            Some(StreamableHttpError::Client(WireError::Unknown)) => {
+                let upstream = upstream.name().to_owned();
+                Self(Arc::new(Inner::Unknown { upstream }))
+            }
             Some(StreamableHttpError::Client(WireError::Unreachable)) => {
                 Self::failed(upstream, ErrorKind::Unreachable, "cannot be reached")
             }
@@ -151,6 +167,7 @@ impl Error {
         match &*self.0 {
             Inner::Refused(_) => ErrorKind::Refused,
             Inner::Answered { .. } => ErrorKind::Answered,
+            Inner::Unknown { .. } => ErrorKind::Unusable,
             Inner::Failed { kind, .. } => *kind,
         }
     }
@@ -173,11 +190,41 @@ impl Error {
         }
     }
 
+    pub(super) fn is_unknown_method(&self) -> bool {
+        let data = self.data();
+        data.is_some_and(|data| data.code == ErrorCode::METHOD_NOT_FOUND)
+    }
+
+    /// Whether the upstream answered, and neither with what was asked for nor with a refusal.
+    pub(super) fn is_answer(&self) -> bool {
+        use ErrorKind::{Answered, NoCommonVersion, Unusable};
+        matches!(self.kind(), Answered | NoCommonVersion | Unusable)
+    }
+
+    /// Whether this says of an upstream that it knows no `initialize`, or none of its versions. As a JSON-RPC
+    /// error rmcp tells no status; these are what 400, 404 and 405 have.
+    pub(super) fn knows_no_initialize(&self) -> bool {
+        match &*self.0 {
+            Inner::Answered { data, .. } => matches!(
+                data.code,
+                ErrorCode::METHOD_NOT_FOUND
+                    | ErrorCode::INVALID_REQUEST
+                    | ErrorCode::INVALID_PARAMS
+                    | ErrorCode::UNSUPPORTED_PROTOCOL_VERSION
+                    | ErrorCode::MISSING_REQUIRED_CLIENT_CAPABILITY
+                    | ErrorCode::HEADER_MISMATCH
+            ),
+            Inner::Unknown { .. } => true,
+            Inner::Refused(_) => false,
+            Inner::Failed { kind, .. } => *kind == ErrorKind::NoCommonVersion,
+        }
+    }
+
     /// Whether the connection is of no use any more: for everybody on it.
     pub(super) fn ends_connection(&self) -> bool {
         match &*self.0 {
             Inner::Refused(refusal) => refusal.status() == StatusCode::UNAUTHORIZED,
-            Inner::Answered { .. } => false,
+            Inner::Answered { .. } | Inner::Unknown { .. } => false,
             Inner::Failed { kind, .. } => *kind == ErrorKind::Lost,
         }
     }

@@ -15,6 +15,8 @@ pub(super) enum WireError {
     Refused(Refusal),
     #[error("the upstream cannot be reached")]
     Unreachable,
+    #[error("the upstream does not know what it was asked")]
+    Unknown,
     #[error("the upstream answered something else than MCP")]
     Unusable,
 }
@@ -39,7 +41,8 @@ pub(super) fn failure(outbound: &Outbound, error: StreamableHttpError<reqwest::E
             .map(|it| (WWW_AUTHENTICATE, it))
             .into_iter()
             .collect();
-        outbound.refusal(status, &headers).map(WireError::Refused)
+        let refusal = outbound.refusal(status, &headers);
+        refusal.map(WireError::Refused).or_else(|| unknown(status))
     };
     let unusable = Failure::Client(WireError::Unusable);
     match error {
@@ -69,6 +72,16 @@ pub(super) fn failure(outbound: &Outbound, error: StreamableHttpError<reqwest::E
         Rmcp::ServerDoesNotSupportDeleteSession => Failure::ServerDoesNotSupportDeleteSession,
         _ => unusable,
     }
+}
+
+/// What a server answers that knows no such endpoint, method or version.
+fn unknown(status: StatusCode) -> Option<WireError> {
+    use StatusCode as Is;
+    let is_unknown = matches!(
+        status,
+        Is::BAD_REQUEST | Is::NOT_FOUND | Is::METHOD_NOT_ALLOWED
+    );
+    is_unknown.then_some(WireError::Unknown)
 }
 
 /// The status of an answer without a challenge, which rmcp keeps only as text: `HTTP 401 …`.

@@ -42,11 +42,16 @@
 //!
 //! # Which upstream connection a call uses
 //!
-//! | upstream | caller | connection |
+//! | caller | upstream | connection |
 //! |---|---|---|
-//! | with sessions (before 2026-07-28) | in a session of rmcp's server | one for each front session; every message has its own caller's headers, a renewed token goes on in it |
-//! | with sessions | in none | one for each exact [`Outbound`](crate::Outbound) |
-//! | 2026-07-28 and later | any | one for each exact [`Outbound`](crate::Outbound) |
+//! | in a session of rmcp's server | speaks versions from before 2026-07-28, too | one for each front session, in one of those versions; every message has its own caller's headers, a renewed token goes on in it |
+//! | in a session of rmcp's server | 2026-07-28 and later only | one for each front session and the exact headers in it: a renewed token has a new one |
+//! | in none | any | one for each exact [`Outbound`](crate::Outbound), in 2026-07-28 where the upstream speaks it |
+//!
+//! So a caller from before 2026-07-28 keeps what that version has no way for: a log level, subscriptions,
+//! and being asked. An upstream that does not know `initialize` is asked `server/discover` after it; one that
+//! fails is not. For a caller in no session each connection begins with `server/discover`, and with
+//! `initialize` after it where the upstream is older: one request more than it takes.
 //!
 //! Callers who send nothing that is forwarded are one and the same to an upstream. Where it keeps state in
 //! its sessions, and your server has none, give each call a connection of its own:
@@ -68,13 +73,16 @@ mod bridge;
 mod client;
 mod connection;
 mod context;
+mod custom;
 mod error;
 mod factory;
 mod failure;
 mod page;
+mod param_headers;
 mod pool;
 mod proxy;
 mod reach;
+mod result_type;
 mod streams;
 mod wire;
 

@@ -4,10 +4,7 @@
 
 use std::{
     future::ready,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -34,8 +31,6 @@ const MIN_SWEEP: Duration = Duration::from_secs(1);
 pub(super) struct Pool {
     http: reqwest::Client,
     connect_timeout: Duration,
-    /// What the upstream spoke last.
-    spoken: AtomicU8,
     /// `None`: each call has its own.
     kept: Option<Cache<Key, Arc<Connection>>>,
 }
@@ -47,15 +42,6 @@ pub(super) enum Key {
     Session(SessionKey),
     /// To whoever sends exactly this.
     Exact(Outbound),
-}
-
-/// The two families of protocol versions.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Spoken {
-    Unknown,
-    Sessions,
-    Sessionless,
 }
 
 /// A connection that was found or made, and its place in the pool.
@@ -91,7 +77,6 @@ impl Pool {
         let pool = Arc::new(Self {
             http,
             connect_timeout,
-            spoken: AtomicU8::new(Spoken::Unknown as u8),
             kept: kept.map(cache),
         });
         if let Some((_, idle)) = kept {
@@ -110,11 +95,11 @@ impl Pool {
                 place: None,
             });
         };
+        let mut key = match outbound.session() {
+            Some(session) => Key::Session(session.clone()),
+            None => Key::Exact(outbound.clone()),
+        };
         for _ in 0..MAX_TURNS {
-            let key = match outbound.session() {
-                Some(session) if !self.is_sessionless() => Key::Session(session.clone()),
-                _ => Key::Exact(outbound.clone()),
-            };
             if let Some(found) = kept.get(&key).await
                 && !found.is_open()
             {
@@ -135,12 +120,9 @@ impl Pool {
                     return Err(error.clone());
                 }
             };
-            if matches!(key, Key::Session(_)) && connection.is_sessionless() {
-                // The upstream turned out to know no sessions: the next turn finds it by its caller.
-                self.remove(&key, &connection).await;
-                if connection.is_of(outbound) {
-                    kept.insert(Key::Exact(outbound.clone()), connection).await;
-                }
+            if connection.is_sessionless() && !connection.is_of(outbound) {
+                // No upstream session keeps it together: a renewed token has a connection of its own.
+                key = Key::Exact(outbound.clone());
                 continue;
             }
             kept.run_pending_tasks().await;
@@ -163,62 +145,66 @@ impl Pool {
         connecting.await.unwrap_or_else(lost)
     }
 
-    /// Chooses the protocol as rmcp's `Auto` does, and remembers it.
     async fn connect(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
-        let nothing = ClientCapabilities::default();
-        let answerable = answerable(outbound.session());
-        if self.spoken.load(Ordering::Relaxed) != Spoken::Sessions as u8 {
-            let auto = ClientLifecycleMode::Auto {
-                preferred_versions: vec![ProtocolVersion::V_2026_07_28],
-                legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
-            };
-            // The first message declares what can be asked, and only its answer tells whether
-            // anything can.
-            match self.open(outbound, nothing.clone(), auto).await {
-                Ok(connection) if connection.is_sessionless() => {
-                    self.remember(Spoken::Sessionless);
-                    return Ok(connection);
-                }
-                Ok(connection) => {
-                    self.remember(Spoken::Sessions);
-                    if answerable == nothing {
-                        return Ok(connection);
-                    }
-                }
-                // A server that knows how to discover, and only versions from before that.
-                Err(error) if error.kind() == ErrorKind::NoCommonVersion => {}
-                Err(error) => return Err(error),
+        let connecting = async {
+            match outbound.session() {
+                Some(_) => self.connect_in_session(outbound).await,
+                None => self.connect_alone(outbound).await,
             }
+        };
+        let connected = tokio::time::timeout(self.connect_timeout, connecting).await;
+        connected.unwrap_or_else(|_| Err(Error::late(outbound.upstream())))
+    }
+
+    /// Begins a session, as the caller did: there is no way in 2026-07-28 for what the caller may say and
+    /// be asked in it. What comes of it tells nothing about the next caller's.
+    async fn connect_in_session(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
+        match self.open(outbound, ClientLifecycleMode::Initialize).await {
+            Err(error) if error.knows_no_initialize() => {
+                let discover = ClientLifecycleMode::Discover {
+                    preferred_versions: vec![ProtocolVersion::V_2026_07_28],
+                };
+                let discovered = self.open(outbound, discover).await;
+                discovered.map_err(|later| if later.is_answer() { error } else { later })
+            }
+            outcome => outcome,
         }
-        let initialize = ClientLifecycleMode::Initialize;
-        let outcome = self.open(outbound, answerable, initialize).await;
-        self.remember(match &outcome {
-            Ok(connection) if connection.is_sessionless() => Spoken::Sessionless,
-            Ok(_) => Spoken::Sessions,
-            // It may speak something else by now.
-            Err(_) => Spoken::Unknown,
-        });
-        outcome
+    }
+
+    /// Chooses the protocol as rmcp's `Auto` does, each time: what one caller is told says nothing of what
+    /// another is.
+    async fn connect_alone(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
+        let auto = ClientLifecycleMode::Auto {
+            preferred_versions: vec![ProtocolVersion::V_2026_07_28],
+            legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
+        };
+        match self.open(outbound, auto).await {
+            // A server that knows how to discover, and only versions from before that.
+            Err(error) if error.kind() == ErrorKind::NoCommonVersion => {
+                self.open(outbound, ClientLifecycleMode::Initialize).await
+            }
+            outcome => outcome,
+        }
     }
 
     async fn open(
         &self,
         outbound: &Outbound,
-        answerable: ClientCapabilities,
         lifecycle: ClientLifecycleMode,
     ) -> Result<Arc<Connection>, Error> {
+        let in_session = lifecycle == ClientLifecycleMode::Initialize;
+        // In 2026-07-28 a question is a result, which nobody in a session can be given.
+        let answerable = match in_session {
+            true => answerable(outbound.session()),
+            false => ClientCapabilities::default(),
+        };
         let connecting = Connection::open(self.http.clone(), outbound, answerable, lifecycle);
-        let connection = tokio::time::timeout(self.connect_timeout, connecting).await;
-        let connection = connection.map_err(|_| Error::late(outbound.upstream()))?;
-        connection.map(Arc::new)
-    }
-
-    fn is_sessionless(&self) -> bool {
-        self.spoken.load(Ordering::Relaxed) == Spoken::Sessionless as u8
-    }
-
-    fn remember(&self, spoken: Spoken) {
-        self.spoken.store(spoken as u8, Ordering::Relaxed);
+        let connection = connecting.await?;
+        if in_session && connection.is_sessionless() {
+            // No answer to `initialize`, which that version does not have.
+            return Err(Error::no_common_version(outbound.upstream()));
+        }
+        Ok(Arc::new(connection))
     }
 
     /// Removes `connection`, and not one that has taken its place since.

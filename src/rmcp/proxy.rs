@@ -15,17 +15,22 @@ use rmcp::{
     ErrorData, RoleServer, ServerHandler,
     model::{
         CallToolRequestParams, CallToolResponse, CompleteRequestParams, CompleteResult,
-        CustomRequest, CustomResult, ErrorCode, Extensions, GetPromptRequestParams,
-        GetPromptResponse, Implementation, ListPromptsResult, ListResourceTemplatesResult,
-        ListResourcesResult, ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams,
-        ReadResourceResponse, Reference, RootsListChangedNotification, ServerCapabilities,
-        ServerConfig, ServerResult, SetLevelRequest, SetLevelRequestParams, SubscribeRequest,
-        SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequest, UnsubscribeRequestParams,
+        CustomRequest, CustomResult, Extensions, GetPromptRequestParams, GetPromptResponse,
+        Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
+        ListToolsResult, PaginatedRequestParams, ReadResourceRequestParams, ReadResourceResponse,
+        Reference, RootsListChangedNotification, ServerCapabilities, ServerConfig, SetLevelRequest,
+        SetLevelRequestParams, SubscribeRequest, SubscribeRequestParams, SubscriptionFilter,
+        UnsubscribeRequest, UnsubscribeRequestParams,
     },
     service::{NotificationContext, RequestContext, SubscriptionContext},
 };
 
-use super::{context::ContextExt, factory::Factory, reach::Reach};
+use super::{
+    context::{ContextExt, since_2026_07_28},
+    custom,
+    factory::Factory,
+    reach::Reach,
+};
 use crate::{
     error::{BuildError, Mistake, MistakeKind},
     outbound::client::ClientFactory,
@@ -51,6 +56,11 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// elicitation and roots to the caller of the call that they belong to, and one that belongs to no
 /// call to the front session that owns the connection; see [the module](super) for when there is one. A
 /// cancelled call, or in 2026-07-28 a closed response, cancels at the upstream.
+///
+/// A call of 2026-07-28 whose `Mcp-Param-*` headers are missing, malformed or not what its arguments say is
+/// refused, with 400 and -32020. Which arguments have one is in the schema of the tool, as this caller is
+/// told it: the tools of the upstream are listed for that, once on a connection. Where they cannot be listed,
+/// the call fails with the error of the list; not where the upstream knows no such list.
 ///
 /// A message that is for one server, by a [`ServerIdLayer`](crate::ServerIdLayer) around the HTTP service,
 /// sees the upstream of that name alone, without prefixes.
@@ -83,7 +93,15 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// # }
 /// ```
 ///
-/// # What rmcp cannot pass on
+/// # What is not passed on
+///
+/// The upstream connection of a front session ends when no call has used it for
+/// [`idle_time`](super::FactoryBuilder::idle_time), or when more than
+/// [`max_connections`](super::FactoryBuilder::max_connections) to that upstream are kept. Subscriptions and the
+/// log level in it end with it, though the front session goes on.
+///
+/// A caller in a session has no log level, no subscriptions and no questions at an upstream that speaks
+/// 2026-07-28 alone. A caller of 2026-07-28 cannot be asked by an older upstream.
 ///
 /// A notification to a server without sessions (`StreamableHttpServerConfig::with_legacy_session_mode`) is
 /// dropped by rmcp. What an upstream says of itself between calls, such as a changed list, reaches a caller only
@@ -225,7 +243,14 @@ impl ServerHandler for Proxy {
             let (upstream, name) = reach.by_name(&request.name)?;
             request.name = name.to_owned().into();
             request.meta = None;
-            Ok(reach.client(upstream).await?.call_tool(request).await?)
+            let client = reach.client(upstream).await?;
+            // rmcp's server could do it only before the handler, where nobody can be asked for the schema.
+            if let Some(parts) = since_2026_07_28(&context)
+                && let Some(headers) = client.param_headers(&request.name).await?
+            {
+                headers.check(&parts.headers, request.arguments.as_ref())?;
+            }
+            Ok(client.call_tool(request).await?)
         };
         serve(&context, work).await
     }
@@ -360,22 +385,11 @@ impl ServerHandler for Proxy {
 
     async fn on_custom_request(
         &self,
-        mut request: CustomRequest,
+        request: CustomRequest,
         context: RequestContext<RoleServer>,
     ) -> Result<CustomResult, ErrorData> {
         let reach = self.reach(&context)?;
-        let work = async {
-            let unknown = || ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "unknown method", None);
-            let upstream = reach.only().ok_or_else(unknown)?;
-            request.extensions = Default::default();
-            match reach.client(upstream).await?.request(request).await? {
-                ServerResult::CustomResult(result) => Ok(result),
-                result => Ok(CustomResult::new(
-                    serde_json::to_value(result).unwrap_or_default(),
-                )),
-            }
-        };
-        serve(&context, work).await
+        serve(&context, custom::pass_on(&reach, request, &context)).await
     }
 
     async fn on_roots_list_changed(&self, context: NotificationContext<RoleServer>) {

@@ -11,9 +11,7 @@ use std::{
 use futures_util::future::join_all;
 use rmcp::{
     ErrorData, RoleServer,
-    model::{
-        Cursor, ErrorCode, ListResourceTemplatesResult, ListResourcesResult, PaginatedRequestParams,
-    },
+    model::{Cursor, ListResourceTemplatesResult, ListResourcesResult, PaginatedRequestParams},
     service::{RequestContext, SubscriptionContext},
 };
 
@@ -147,13 +145,7 @@ impl<'a> Reach<'a> {
         let params = cursor.map(|it| PaginatedRequestParams::default().with_cursor(Some(it)));
         let client = self.client(upstream).await?;
         match P::ask(&client, params).await {
-            Err(error)
-                if error
-                    .data()
-                    .is_some_and(|it| it.code == ErrorCode::METHOD_NOT_FOUND) =>
-            {
-                Ok(P::default())
-            }
+            Err(error) if error.is_unknown_method() => Ok(P::default()),
             page => Ok(page?),
         }
     }

@@ -60,6 +60,8 @@ pub enum Kind {
     StatelessJson,
     /// 2026-07-28. (It also serves older clients, in sessions.)
     Newest,
+    /// 2026-07-28 and nothing else.
+    NewestOnly,
 }
 
 pub const KINDS: [Kind; 4] = [
@@ -73,7 +75,7 @@ impl Kind {
     fn config(self) -> StreamableHttpServerConfig {
         let config = StreamableHttpServerConfig::default();
         match self {
-            Self::Sessions | Self::Newest => config,
+            Self::Sessions | Self::Newest | Self::NewestOnly => config,
             Self::StatelessSse => config.with_legacy_session_mode(false),
             Self::StatelessJson => config
                 .with_legacy_session_mode(false)
@@ -84,6 +86,10 @@ impl Kind {
     fn versions(self) -> &'static [ProtocolVersion] {
         match self {
             Self::Newest => ProtocolVersion::KNOWN_VERSIONS,
+            Self::NewestOnly => {
+                let all = ProtocolVersion::KNOWN_VERSIONS;
+                &all[all.len() - 1..]
+            }
             _ => ProtocolVersion::known_up_to(&ProtocolVersion::V_2025_11_25),
         }
     }

@@ -136,6 +136,10 @@ pub struct Offer {
     pub page: usize,
     /// It never answers a list of tools.
     pub stuck: bool,
+    /// Who is told that the tool `mirror` wants arguments as headers, too.
+    pub mirrored: Vec<&'static str>,
+    /// What they are told of its arguments.
+    pub properties: Value,
 }
 
 impl Default for Offer {
@@ -148,9 +152,19 @@ impl Default for Offer {
             templates: Vec::new(),
             page: 100,
             stuck: false,
+            mirrored: Vec::new(),
+            properties: json!({
+                "region": { "type": "string", "x-mcp-header": "Region" },
+                "deep": { "type": "object", "properties": {
+                    "size": { "type": "integer", "x-mcp-header": "Size" },
+                    "fast": { "type": "boolean", "x-mcp-header": "Fast" },
+                } },
+            }),
         }
     }
 }
+
+type Answering = Arc<dyn Fn(&Heard) -> Option<(u16, Value)> + Send + Sync>;
 
 /// An upstream: an rmcp server, recorded.
 #[derive(Clone)]
@@ -163,6 +177,8 @@ pub struct Site {
     offer: Arc<Mutex<Offer>>,
     /// With which status everything is refused.
     refusing: Arc<Mutex<Option<StatusCode>>>,
+    /// How what came is answered before any handler.
+    answering: Arc<Mutex<Option<Answering>>>,
     peers: Arc<Mutex<Vec<Peer<RoleServer>>>>,
     sinks: Arc<Mutex<Vec<SubscriptionSink>>>,
     gate: Arc<Notify>,
@@ -178,6 +194,7 @@ impl Site {
             events: Arc::default(),
             offer: Arc::new(Mutex::new(offer)),
             refusing: Arc::default(),
+            answering: Arc::default(),
             peers: Arc::default(),
             sinks: Arc::default(),
             gate: Arc::default(),
@@ -206,11 +223,20 @@ impl Site {
             None => parts.method.to_string(),
         };
         let headers = parts.headers.clone();
-        self.heard.add(Heard {
+        let heard = Heard {
             method,
             headers,
             body,
-        });
+        };
+        self.heard.add(heard.clone());
+        let answering = self.answering.lock().unwrap().clone();
+        if let Some((status, answer)) = answering.and_then(|answering| answering(&heard)) {
+            return Response::builder()
+                .status(status)
+                .header("content-type", "application/json")
+                .body(answer.to_string().into())
+                .unwrap();
+        }
         if let Some(status) = *self.refusing.lock().unwrap() {
             let challenge = "Bearer resource_metadata=\"http://up.example/secret\"";
             return Response::builder()
@@ -238,6 +264,14 @@ impl Site {
 
     pub fn refuse(&self, status: Option<StatusCode>) {
         *self.refusing.lock().unwrap() = status;
+    }
+
+    /// Answers with a status and a message what `answering` answers, from now on.
+    pub fn answer(
+        &self,
+        answering: impl Fn(&Heard) -> Option<(u16, Value)> + Send + Sync + 'static,
+    ) {
+        *self.answering.lock().unwrap() = Some(Arc::new(answering));
     }
 
     /// What came with this method.
@@ -397,7 +431,13 @@ impl ServerHandler for Site {
             let _held = Held(Arc::clone(&self.events), Some(user(&context)));
             context.ct.cancelled().await;
         }
-        let tool = |name: &str| json!({ "name": name, "inputSchema": { "type": "object" } });
+        let mirrored = offer.mirrored.contains(&&*user(&context));
+        let tool = |name: &str| match name {
+            "mirror" if mirrored => json!({ "name": name, "inputSchema": {
+                "type": "object", "properties": offer.properties,
+            } }),
+            _ => json!({ "name": name, "inputSchema": { "type": "object" } }),
+        };
         let mut tools: Vec<_> = offer.tools.iter().map(|it| tool(it)).collect();
         tools.push(tool(&format!("for-{}", user(&context))));
         let page = self.page("tools", tools, request)?;
@@ -500,6 +540,7 @@ impl ServerHandler for Site {
             }
             "fail" => return Err(ErrorData::invalid_params("no such luck", Some(json!(told)))),
             "meta" => json!(context.meta),
+            "mirror" => arguments,
             name => return Err(ErrorData::invalid_params(format!("no tool {name}"), None)),
         };
         Ok(text(&answer))
