@@ -52,6 +52,9 @@ const CALLS: u64 = 100_000;
 /// What any wait here is given up after.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often garbage is looked for.
+const GARBAGE: usize = 1_000;
+
 /// For how long a layer remembers anything, at most: `InternalForward` what was proved.
 const MEMORY: Duration = Duration::from_secs(120);
 
@@ -197,6 +200,10 @@ impl Attack {
         tokio::time::advance(MEMORY).await;
         tokio::time::resume();
         self.until(rest + RESTING).await;
+        // What the pools have thrown away lies about until the threads have looked for it often enough.
+        for _ in 0..GARBAGE {
+            crossbeam_epoch::pin().flush();
+        }
     }
 }
 

@@ -212,8 +212,7 @@ impl Chaos {
     }
 
     pub fn plan(&self, call: Call) -> Plan {
-        let is_resting = |rest: &u64| (*rest..*rest + RESTING).contains(&call.number);
-        let is_waking = call.principal < WAKING && self.rests.iter().any(is_resting);
+        let is_waking = call.principal < WAKING && self.is_resting(call);
         let is_marked = call.number < FILLING || is_waking;
         let place = PLACES[usize::try_from(self.roll(call, 1, 4)).unwrap()];
         let in_session = self.in_session(call.principal, place);
@@ -248,7 +247,16 @@ impl Chaos {
         }
     }
 
+    fn is_resting(&self, call: Call) -> bool {
+        let mut rests = self.rests.iter();
+        rests.any(|rest| (*rest..*rest + RESTING).contains(&call.number))
+    }
+
     fn fault(&self, call: Call) -> Fault {
+        // Nothing lasts there: a pool that nobody uses for a while begins anew, and smaller.
+        if self.is_resting(call) {
+            return Fault::None;
+        }
         if (FILLING..FILLING + ROUND).contains(&call.number) {
             // Half of the principals have sessions with the gateway.
             let at = usize::try_from(call.principal / 2 + call.number).unwrap();
