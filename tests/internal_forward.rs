@@ -371,6 +371,26 @@ async fn nonces_are_kept_for_as_long_as_a_proof_holds() {
     assert!(worker.believes(&[&mark]).await, "it is kept for ever");
 }
 
+#[test]
+fn after_a_burst_of_proofs_the_room_of_their_nonces_is_given_back() {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().start_paused(true).build().unwrap();
+    let (worker, forward) = (Worker::keys(), forward());
+    let grown = |after, calls| {
+        let calling = async {
+            tokio::time::advance(after).await;
+            for _ in 0..calls {
+                let request = Request::post(PATH).body(BODY).unwrap();
+                assert!(worker.call(signed(&forward, request)).await);
+            }
+        };
+        allocation_counter::measure(|| runtime.block_on(calling)).bytes_current
+    };
+    let burst = grown(Duration::ZERO, 4_000);
+    let left = burst + grown(Duration::from_secs(63), 1);
+    assert!(left * 8 < burst, "{left} of {burst} bytes are left");
+}
+
 #[tokio::test]
 async fn two_lines_are_from_outside() {
     let worker = Worker::keys();

@@ -442,6 +442,28 @@ async fn at_most_1024_answers_are_kept() {
     assert_eq!(asked(), 1_103);
 }
 
+#[test]
+fn after_a_burst_the_room_of_the_answers_is_given_back() {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().start_paused(true).build().unwrap();
+    let counting = Counting::new();
+    counting.go.add_permits(10_000);
+    let service = in_memory(|probe| probe, counting.client());
+    let grown = |after, tokens| {
+        let calling = async {
+            advance(after).await;
+            for token in 0..tokens {
+                let answer = service.clone().oneshot(by(token)).await.unwrap();
+                assert_eq!(answer.status(), 200);
+            }
+        };
+        allocation_counter::measure(|| runtime.block_on(calling)).bytes_current
+    };
+    let burst = grown(Duration::ZERO, 1_000);
+    let left = burst + grown(Duration::from_secs(31), 1);
+    assert!(left * 8 < burst, "{left} of {burst} bytes are left");
+}
+
 #[tokio::test]
 async fn m10_many_callers_at_once_are_one_question_each_and_sixteen_in_all() {
     // The same headers: one question, whatever its answer is.

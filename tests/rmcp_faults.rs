@@ -575,6 +575,26 @@ async fn an_upstream_that_fails_at_a_handshake_is_asked_once() {
     }
 }
 
+/// As of an upstream that restarts in between: nobody is told of a call that may have been carried out.
+#[tokio::test]
+async fn a_session_that_is_lost_in_the_handshake_has_carried_nothing_out() {
+    let it = Renewed::start().await;
+    it.server.intercept(|seen| {
+        let is_second = seen.rpc() == "notifications/initialized";
+        is_second.then(|| answer(404, &[], ""))
+    });
+    let (one, other) = join(it.call(&it.old), it.call(&it.old)).await;
+    for error in [one.unwrap_err(), other.unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::Lost);
+        let message = error.to_string();
+        assert!(message.ends_with("; the call was not sent"), "{message}");
+    }
+    assert!(it.server.of("tools/call").is_empty());
+    assert_eq!(it.server.of("initialize").len(), 1);
+    it.server.intercept(|_| None);
+    it.call(&it.old).await.unwrap();
+}
+
 /// The answer to `initialize` is the one that the caller is told.
 #[tokio::test]
 async fn a_handshake_that_fails_with_either_version_fails_as_the_first_did() {

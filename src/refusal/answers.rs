@@ -30,6 +30,9 @@ const MAX_ASKED: usize = 16;
 /// How many answers are kept.
 const MAX_KEPT: usize = 1024;
 
+/// For how many there is room at any time.
+const MIN_ROOM: usize = 64;
+
 /// What a probe has shown.
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
@@ -151,12 +154,21 @@ impl Table {
             _ => {
                 self.flights.retain(|_, flight| is_worth(flight));
                 self.targets.retain(|_, target| target.is_worth(now));
+                self.give_back();
                 self.keep(outbound)
             }
         };
         let target = self.targets.entry(outbound.upstream().clone()).or_default();
         let is_left_alone = target.silent_until.is_some_and(|until| until > now);
         (!is_left_alone).then(|| (flight, Arc::clone(&target.room)))
+    }
+
+    /// After a burst, the room of what is worth nothing any more.
+    fn give_back(&mut self) {
+        let room = MIN_ROOM.max(2 * self.flights.len());
+        if self.flights.capacity() > 2 * room {
+            self.flights.shrink_to(room);
+        }
     }
 
     /// A new flight, in place of the answer that is worth least where there is no room.

@@ -56,8 +56,8 @@ pub enum ErrorKind {
     Answered,
     /// The upstream could not be reached, or did not answer in time. It may have carried the call out.
     Unreachable,
-    /// The connection or its session ended during the call, which may have been carried out. The next
-    /// one connects anew.
+    /// The connection or its session ended during the call, which may have been carried out; or during the
+    /// handshake before it: then it was not sent. The next one connects anew.
     Lost,
     /// The upstream and this client speak no protocol version in common.
     NoCommonVersion,
@@ -90,6 +90,12 @@ impl Error {
         Self::failed(upstream, ErrorKind::Lost, what)
     }
 
+    /// Before there was anything to be carried out.
+    pub(super) fn cut_short(upstream: &Upstream) -> Self {
+        let what = "closed the connection during the handshake; the call was not sent";
+        Self::failed(upstream, ErrorKind::Lost, what)
+    }
+
     pub(super) fn unusable(upstream: &Upstream) -> Self {
         let what = "gave no usable answer; check its URL";
         Self::failed(upstream, ErrorKind::Unusable, what)
@@ -114,7 +120,11 @@ impl Error {
     pub(super) fn handshake(upstream: &Upstream, error: &ClientInitializeError) -> Self {
         match error {
             ClientInitializeError::TransportError { error, .. } => {
-                Self::transport(upstream, &*error.error)
+                let error = Self::transport(upstream, &*error.error);
+                match error.kind() {
+                    ErrorKind::Lost => Self::cut_short(upstream),
+                    _ => error,
+                }
             }
             ClientInitializeError::LegacyFallbackFailed { fallback, .. } => {
                 Self::handshake(upstream, fallback)

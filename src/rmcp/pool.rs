@@ -141,8 +141,8 @@ impl Pool {
     ) -> Result<Arc<Connection>, Error> {
         let (pool, own) = (Arc::clone(self), outbound.clone());
         let connecting = tokio::spawn(async move { pool.connect(&own).await });
-        let lost = |_| Err(Error::lost(outbound.upstream()));
-        connecting.await.unwrap_or_else(lost)
+        let cut_short = |_| Err(Error::cut_short(outbound.upstream()));
+        connecting.await.unwrap_or_else(cut_short)
     }
 
     async fn connect(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {

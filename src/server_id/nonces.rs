@@ -19,6 +19,9 @@ const KEPT: Duration = Duration::from_secs(2 * MAX_SKEW + 2);
 /// How many are kept; each was authentic, so only a worker can fill it.
 const LIMIT: usize = 1 << 18;
 
+/// For how many there is room at any time.
+const MIN_ROOM: usize = 128;
+
 /// Why a nonce cannot be used.
 pub(super) enum Unfit {
     Seen,
@@ -45,6 +48,7 @@ impl Nonces {
             used.ages.pop_front();
             used.all.remove(&oldest);
         }
+        used.give_back();
         if used.all.contains(&nonce) {
             return Err(Unfit::Seen);
         }
@@ -54,5 +58,16 @@ impl Nonces {
         used.all.insert(nonce);
         used.ages.push_back((now, nonce));
         Ok(())
+    }
+}
+
+impl Used {
+    /// After a burst, the room of what is forgotten.
+    fn give_back(&mut self) {
+        let room = MIN_ROOM.max(2 * self.all.len());
+        if self.all.capacity() > 2 * room {
+            self.all.shrink_to(room);
+            self.ages.shrink_to(room);
+        }
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! It may not know how the answer came, nor whether the table has it.
 
-use http::{HeaderMap, HeaderValue, StatusCode, header::WWW_AUTHENTICATE};
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{LOCATION, WWW_AUTHENTICATE},
+};
 use http_body_util::BodyExt;
 use hyper::{Response, body::Incoming};
 use serde_json::Value;
@@ -11,7 +14,7 @@ use crate::{
     house::METADATA,
     plan::{Call, PLACES, Place, Plan},
     table::Outcome,
-    values::{MARK, expected, told},
+    values::{MARK, SECRET, expected, told},
 };
 
 /// What an answer says.
@@ -34,6 +37,16 @@ impl From<Outcome> for Came {
     }
 }
 
+/// How the proxy names an upstream in an error, which is in JSON either way.
+fn named(place: Place) -> String {
+    format!("upstream `{}`", place.name())
+}
+
+/// Whether an error has anything that an upstream said, or that anybody sent.
+fn quotes(text: &str) -> bool {
+    [MARK, SECRET].iter().any(|it| text.contains(it))
+}
+
 /// The head, and as much of the body as came.
 pub struct Answer {
     pub status: StatusCode,
@@ -44,12 +57,29 @@ pub struct Answer {
 
 impl Answer {
     pub async fn read(response: Response<Incoming>) -> Self {
+        Self::read_frames(response, usize::MAX).await
+    }
+
+    /// The head and what comes first of the body, where more is to come.
+    pub async fn begun(response: Response<Incoming>) -> Self {
+        let frames = match response.status() {
+            StatusCode::OK => 1,
+            _ => usize::MAX,
+        };
+        Self::read_frames(response, frames).await
+    }
+
+    async fn read_frames(response: Response<Incoming>, at_most: usize) -> Self {
         let (head, mut body) = response.into_parts();
-        let (mut bytes, mut is_whole) = (Vec::new(), true);
-        while let Some(frame) = body.frame().await {
-            match frame {
-                Ok(frame) => bytes.extend(frame.into_data().unwrap_or_default()),
-                Err(_) => is_whole = false,
+        let (mut bytes, mut is_whole) = (Vec::new(), false);
+        for _ in 0..at_most {
+            match body.frame().await {
+                Some(Ok(frame)) => bytes.extend(frame.into_data().unwrap_or_default()),
+                Some(Err(_)) => break,
+                None => {
+                    is_whole = true;
+                    break;
+                }
             }
         }
         Self {
@@ -58,6 +88,10 @@ impl Answer {
             body: String::from_utf8_lossy(&bytes).into_owned(),
             is_whole,
         }
+    }
+
+    pub fn has_body(&self) -> bool {
+        !self.body.is_empty()
     }
 
     pub fn session(&self) -> Option<String> {
@@ -73,16 +107,17 @@ impl Answer {
             &[plan.place]
         };
         self.check_values(places, call)?;
+        self.check_head()?;
         match self.status {
             StatusCode::OK if !self.is_whole => Ok(Outcome::Cut.into()),
             StatusCode::OK => self.result(call, plan),
-            _ => Ok(self.status()?.into()),
+            _ => Ok(self.status(plan)?.into()),
         }
     }
 
     /// What another status than 200 says.
-    fn status(&self) -> Result<Outcome, String> {
-        if !self.is_whole {
+    fn status(&self, plan: &Plan) -> Result<Outcome, String> {
+        if !self.is_whole || quotes(&self.body) {
             return Err(self.show());
         }
         let status = self.status.as_u16();
@@ -99,7 +134,8 @@ impl Answer {
             404 if self.body.is_empty() => true,
             404 => self.is_error(-32600),
             401 | 403 => self.is_error(-32000) && challenge.is_none_or(|it| self.challenges(it)),
-            _ => self.is_error(-32603),
+            // Who does not answer as agreed is named.
+            _ => self.is_error(-32603) && self.body.contains(&named(plan.place)),
         };
         match challenge {
             _ if !is_own => Err(self.show()),
@@ -132,12 +168,12 @@ impl Answer {
         };
         if let Some(code) = message["error"]["code"].as_i64() {
             let error = message["error"]["message"].to_string();
-            let names = format!("upstream `{}`", plan.place.name());
             let came = Came {
                 error,
                 ..Outcome::Error(code).into()
             };
-            let is_own = plan.list || came.error.contains(&names);
+            let names = plan.list || came.error.contains(&named(plan.place));
+            let is_own = names && !quotes(&came.error);
             return is_own.then_some(came).ok_or_else(|| self.show());
         }
         let result = &message["result"];
@@ -177,6 +213,18 @@ impl Answer {
             missing,
             ..outcome.into()
         })
+    }
+
+    /// Nothing in the head is an upstream's of what is about itself: where it is, and whom it trusts.
+    fn check_head(&self) -> Result<(), String> {
+        let may_challenge = matches!(self.status.as_u16(), 401 | 403);
+        let is_clean = !self.headers.contains_key(LOCATION)
+            && (may_challenge || !self.headers.contains_key(WWW_AUTHENTICATE))
+            && !self
+                .headers
+                .values()
+                .any(|it| quotes(&String::from_utf8_lossy(it.as_bytes())));
+        is_clean.then_some(()).ok_or_else(|| self.show())
     }
 
     /// Nobody's value is in an answer but those that this call sent to these upstreams.

@@ -3,13 +3,13 @@
 //! It may not know how a fault is done.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    collections::HashMap,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
 use http::Request;
-use http_body_util::BodyExt;
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -32,12 +32,25 @@ pub const LANES: u64 = 2;
 /// What a call that hangs is ended after; far beyond what any takes.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+fn lane(call: Call) -> (u64, u64) {
+    (call.principal, call.number % LANES)
+}
+
 /// Everybody who calls, and whom they call.
 pub struct Callers {
     world: Arc<World>,
     sites: Vec<Arc<Site>>,
     proxy: Proxy,
     sessions: Sessions,
+    /// What had befallen the upstreams when each lane's call began that is under way.
+    begun: Mutex<HashMap<(u64, u64), Before>>,
+}
+
+/// How often the upstreams have restarted, and lost sessions of one principal: the earlier the less.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Before {
+    restarts: Vec<u64>,
+    losses: u64,
 }
 
 impl Callers {
@@ -47,7 +60,31 @@ impl Callers {
             sites,
             sessions: Sessions::new(proxy.clone()),
             proxy,
+            begun: Mutex::default(),
         }
+    }
+
+    fn now(&self, principal: u64) -> Before {
+        let sites = self.sites.iter();
+        Before {
+            restarts: sites.clone().map(|site| site.restarts()).collect(),
+            losses: sites.map(|site| site.losses(principal)).sum(),
+        }
+    }
+
+    /// What had befallen the upstreams when the first call of this session began that is still under way:
+    /// all have one connection, and one handshake, in common. One whose caller has left may go on.
+    fn begin(&self, call: Call) -> Before {
+        let now = self.now(call.principal);
+        let mut begun = self.begun.lock().unwrap();
+        let lanes = (0..LANES).map(|lane| (call.principal, lane));
+        begun.entry(lane(call)).or_insert(now.clone());
+        let first = lanes.filter_map(|lane| begun.get(&lane)).min();
+        first.cloned().unwrap_or(now)
+    }
+
+    fn end(&self, call: Call) {
+        self.begun.lock().unwrap().remove(&lane(call));
     }
 
     /// Everybody makes their calls from `first` to before `last`, and ends their sessions.
@@ -114,21 +151,27 @@ impl Lane {
             false => None,
         };
         let named = match plan.fault {
-            Fault::Stranger => Some(all.sessions.strangers(&path, call).await),
+            Fault::Stranger => {
+                let strangers = all.sessions.strangers(&path, call).await;
+                if strangers.is_some() {
+                    all.world.done(Fault::Stranger);
+                }
+                strangers.or_else(|| Some("of-nobody".into()))
+            }
             _ => session.clone(),
         };
         let request = all.proxy.call(&path, call, named.as_deref(), plan);
-        let before: Vec<_> = all.sites.iter().map(|site| site.restarts()).collect();
-        let losses = || {
-            all.sites
-                .iter()
-                .map(|site| site.losses(call.principal))
-                .sum()
+        let shares = chaos.way == Way::Gateway && session.is_some();
+        let before = match shares {
+            true => all.begin(call),
+            false => all.now(call.principal),
         };
-        let lost_before: u64 = losses();
         let came = self.outcome(call, plan, request).await?;
+        if shares && came.outcome != Outcome::Left {
+            all.end(call);
+        }
         let restarted = |(site, before): &(&Arc<Site>, u64)| site.has_restarted(*before);
-        let restarted = all.sites.iter().zip(before).filter(restarted);
+        let restarted = all.sites.iter().zip(before.restarts).filter(restarted);
         let restarted: Vec<_> = restarted.map(|(site, _)| site.place).collect();
 
         all.world.count(plan, came.outcome);
@@ -144,7 +187,8 @@ impl Lane {
         }
         let meantime = Meantime {
             restarted,
-            lost: lost.is_some() || (chaos.way == Way::Gateway && losses() != lost_before),
+            lost: lost.is_some()
+                || (chaos.way == Way::Gateway && all.now(call.principal).losses != before.losses),
         };
         let is_allowed = allows(chaos.way, plan, &meantime, &came);
         let Came {
@@ -152,10 +196,6 @@ impl Lane {
             missing,
             error,
         } = came;
-        if !is_allowed && session.is_some() && error.contains("closed the connection during") {
-            all.world.given_up.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
-        }
         is_allowed
             .then_some(())
             .ok_or_else(|| format!("{outcome:?} {error} without {missing:?} ({meantime:?})"))
@@ -176,7 +216,7 @@ impl Lane {
                 let at = Duration::from_micros(world.chaos.roll(call, 8, 100_000));
                 tokio::select! {
                     came = self.exchange(request, call, plan) => return came,
-                    () = sleep(at) => {}
+                    () = sleep(at) => world.done(Fault::Leave),
                 }
             }
             Fault::Vanish => {
@@ -203,12 +243,10 @@ impl Lane {
             Fault::StallInBody => {
                 let response = self.line.send(request).await;
                 let response = response.map_err(|error| error.to_string())?;
-                if response.status() != 200 {
-                    return Answer::read(response).await.came(call, plan);
-                }
-                let first = response.into_body().frame().await;
-                if !matches!(first, Some(Ok(_))) {
-                    return Ok(Outcome::Cut.into());
+                let begun = Answer::begun(response).await;
+                let came = begun.came(call, plan)?;
+                if !begun.has_body() || came.outcome != Outcome::Cut {
+                    return Ok(came);
                 }
             }
             _ => return self.exchange(request, call, plan).await,

@@ -115,7 +115,7 @@ impl House {
             // Whatever closes idle connections: of the HTTP client.
             Way::Relay => 1,
             // And of the factory, for each upstream.
-            Way::Gateway => 6,
+            Way::Gateway => 5,
         }
     }
 }
@@ -148,7 +148,8 @@ fn gateway(upstreams: &[Upstream]) -> Router {
     let service = StreamableHttpService::new(
         move || Ok(proxy.clone()),
         Arc::<LocalSessionManager>::default(),
-        StreamableHttpServerConfig::default(),
+        // Its clock is another than that of all others, which `main.rs` sets forward.
+        StreamableHttpServerConfig::default().with_sse_keep_alive(None),
     );
     Router::new()
         .route_service("/mcp", service.clone())

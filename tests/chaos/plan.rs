@@ -11,8 +11,16 @@ pub const PRINCIPALS: u64 = 64;
 /// of both for a while needs as much room as it ever will.
 pub const FILLING: u64 = 40;
 
-/// And how many after all others, some time later: they find that nothing of it is worth anything.
+/// How many calls of each principal after those go round all faults, so that none is left to chance.
+const ROUND: u64 = 4;
+
+/// And how many there are after a rest. Those of the first few principals are probed and proved, too: they
+/// find that nothing of what is remembered is worth anything.
 pub const RESTING: u64 = 8;
+const WAKING: u64 = 4;
+
+/// At how many numbers there is a rest.
+pub const RESTS: usize = 5;
 
 /// The service under attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +117,7 @@ impl Fault {
 }
 
 /// How often, of 4,096 calls; the rest has none.
-const WEIGHTS: [(Fault, u64); 16] = [
+pub const WEIGHTS: [(Fault, u64); 16] = [
     (Fault::Delay, 20),
     (Fault::ResetBeforeHead, 14),
     (Fault::ResetInBody, 14),
@@ -191,7 +199,7 @@ pub struct Chaos {
     pub way: Way,
     pub seed: u64,
     /// At which number the calls of each principal have a rest.
-    pub rests: [u64; 2],
+    pub rests: [u64; RESTS],
 }
 
 impl Chaos {
@@ -204,16 +212,15 @@ impl Chaos {
     }
 
     pub fn plan(&self, call: Call) -> Plan {
-        let is_resting = |rest: &u64| (*rest..*rest + RESTING).contains(&call.number);
-        let is_marked = call.number < FILLING || self.rests.iter().any(is_resting);
+        let is_waking = call.principal < WAKING && self.is_resting(call);
+        let is_marked = call.number < FILLING || is_waking;
         let place = PLACES[usize::try_from(self.roll(call, 1, 4)).unwrap()];
         let in_session = self.in_session(call.principal, place);
         let in_gateway = self.way == Way::Gateway;
         let list = in_gateway && self.roll(call, 4, 16) == 0;
         let probed = !list && (is_marked || self.roll(call, 5, 128) == 0);
         // Such a call has a connection of its own. (What a probe sends is no part of the call.)
-        let alone =
-            in_gateway && !probed && place.tells_calls() && !(in_session && place.has_sessions());
+        let alone = in_gateway && !probed && place.tells_calls() && !in_session;
         let drawn = self.fault(call);
         let is_possible = match drawn {
             Fault::LoseSession => place.has_sessions(),
@@ -240,7 +247,21 @@ impl Chaos {
         }
     }
 
+    fn is_resting(&self, call: Call) -> bool {
+        let mut rests = self.rests.iter();
+        rests.any(|rest| (*rest..*rest + RESTING).contains(&call.number))
+    }
+
     fn fault(&self, call: Call) -> Fault {
+        // Nothing lasts there: a pool that nobody uses for a while begins anew, and smaller.
+        if self.is_resting(call) {
+            return Fault::None;
+        }
+        if (FILLING..FILLING + ROUND).contains(&call.number) {
+            // Half of the principals have sessions with the gateway.
+            let at = usize::try_from(call.principal / 2 + call.number).unwrap();
+            return WEIGHTS[at % WEIGHTS.len()].0;
+        }
         let mut rest = self.roll(call, 2, 4096);
         let drawn = WEIGHTS.iter().find(|(_, weight)| {
             let is_drawn = rest < *weight;

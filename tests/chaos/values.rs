@@ -10,6 +10,9 @@ use crate::{
 /// What begins each value that is somebody's.
 pub const MARK: &str = "chaos.";
 
+/// What is in all that upstreams say of themselves where they refuse a call.
+pub const SECRET: &str = "secret-of-upstream";
+
 /// How many calls of one principal go on with one token at `gamma`.
 const GENERATION: u64 = 16;
 

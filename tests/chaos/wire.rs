@@ -7,6 +7,8 @@ use std::io;
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
+use crate::values::SECRET;
+
 /// Whether the connection is used for another request.
 pub type Kept = io::Result<bool>;
 
@@ -28,7 +30,7 @@ pub async fn respond(stream: &mut TcpStream, status: u16, lines: &str, body: &st
 
 pub async fn refuse(stream: &mut TcpStream, status: u16, challenge: &str) -> Kept {
     let lines = format!("www-authenticate: {challenge}\r\n");
-    respond(stream, status, &lines, "").await
+    respond(stream, status, &lines, SECRET).await
 }
 
 /// The head of an answer, and the first half of its body.

@@ -36,9 +36,8 @@ pub struct World {
     idle: Notify,
     wrong: Mutex<(usize, Vec<String>)>,
     tally: Mutex<Tally>,
-    /// Calls in a session that the gateway gave up as lost although nothing befell the upstream: rare,
-    /// and not explained yet. `README.md` tells of it.
-    pub given_up: AtomicUsize,
+    /// How often each fault was really done.
+    done: Mutex<BTreeMap<Fault, u64>>,
 }
 
 impl World {
@@ -51,7 +50,7 @@ impl World {
             idle: Notify::default(),
             wrong: Mutex::default(),
             tally: Mutex::default(),
-            given_up: AtomicUsize::default(),
+            done: Mutex::default(),
         }
     }
 
@@ -75,6 +74,15 @@ impl World {
             .or_default()
             .entry(outcome)
             .or_default() += 1;
+    }
+
+    /// The fault has been done to a call, or by its caller.
+    pub fn done(&self, fault: Fault) {
+        *self.done.lock().unwrap().entry(fault).or_default() += 1;
+    }
+
+    pub fn all_done(&self) -> BTreeMap<Fault, u64> {
+        self.done.lock().unwrap().clone()
     }
 
     pub fn tally(&self) -> Tally {

@@ -15,16 +15,16 @@ use super::Site;
 use crate::{
     plan::{Call, Fault, PLACES, Plan, Way},
     support::Recorded,
-    values::{seen, told},
+    values::{SECRET, seen, told},
     wire::{EVENTS, JSON, Kept, begin, refuse, reset, respond, result_of},
 };
 
 /// How long a proxy may take to let go of what its caller has left.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-const CHALLENGE: &str = "Bearer resource_metadata=\"http://up.example/secret\"";
-const SCOPE: &str =
-    "Bearer error=\"insufficient_scope\", resource_metadata=\"http://up.example/secret\"";
+const CHALLENGE: &str = "Bearer resource_metadata=\"http://up.example/secret-of-upstream\"";
+const SCOPE: &str = "Bearer error=\"insufficient_scope\", \
+    resource_metadata=\"http://up.example/secret-of-upstream\"";
 
 impl Site {
     pub(super) async fn answer(&self, request: &Recorded, stream: &mut TcpStream) -> Kept {
@@ -38,6 +38,13 @@ impl Site {
         let method = message["method"].as_str().unwrap_or_default();
         let session = request.all("mcp-session-id").first().copied();
         let owner = self.owner(session);
+        // What begins a session, or looks whether there is such a thing, is in none.
+        let begins = matches!(method, "initialize" | "server/discover");
+        if session.is_some() != (place.has_sessions() && !begins) {
+            let came = format!("{session:?} came to {}: {request:?}", place.name());
+            self.world.wrong(came);
+            return Ok(false);
+        }
         if method == "tools/call" {
             return self.call(request, &message, session, stream).await;
         }
@@ -168,6 +175,7 @@ impl Site {
         let plan = self.world.chaos.plan(call);
         if plan.fault == Fault::LoseSession && self.lost.lock().unwrap().insert(call) {
             self.forget(session);
+            self.world.done(Fault::LoseSession);
             let mut losses = self.losses.lock().unwrap();
             *losses.entry(call.principal).or_default() += 1;
         }
@@ -183,6 +191,9 @@ impl Site {
             body.to_owned()
         };
         self.world.tell(call);
+        if !matches!(plan.fault, Fault::LoseSession | Fault::Leave) {
+            self.world.done(plan.fault);
+        }
         match plan.fault {
             Fault::Delay => sleep(self.pause(call)).await,
             Fault::ResetBeforeHead => return reset(stream),
@@ -239,8 +250,8 @@ impl Site {
 
     async fn redirect(&self, call: Call, to: SocketAddr, stream: &mut TcpStream) -> Kept {
         let status = [301, 302, 303, 307, 308][call.number as usize % 5];
-        let lines = format!("location: http://{to}/stolen\r\n");
-        respond(stream, status, &lines, "").await
+        let lines = format!("location: http://{to}/{SECRET}\r\n");
+        respond(stream, status, &lines, SECRET).await
     }
 
     /// Until the proxy lets go of it, which it has to.
