@@ -1,7 +1,4 @@
 //! `rmcp::Proxy`: what the log says of an upstream that failed, and a panic on the way.
-//!
-//! One test at a time: where two threads meet an event for the first time, tracing asks only one of them
-//! whether it wants it.
 #![cfg(feature = "tracing")]
 #![allow(
     clippy::expect_used,
@@ -17,11 +14,9 @@ mod support;
 use mcp_forward::Upstream;
 use proxy::{Caller, ERAS, Offer, Site, bounded, front};
 use serde_json::json;
-use tokio::{net::TcpListener, sync::Mutex};
+use tokio::net::TcpListener;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
-
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 async fn down() -> Upstream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -31,7 +26,6 @@ async fn down() -> Upstream {
 
 #[tokio::test]
 async fn the_log_names_an_upstream_that_is_left_out() {
-    let _alone = ONE_AT_A_TIME.lock().await;
     bounded(async {
         let site = Site::start("site", Offer::default()).await;
         let addr = front(&[site.upstream(), down().await]).await;
@@ -72,13 +66,12 @@ impl<S: Subscriber> Layer<S> for Panics {
 
 #[tokio::test]
 async fn a_panic_becomes_an_error_answer() {
-    let _alone = ONE_AT_A_TIME.lock().await;
     bounded(async {
         let site = Site::start("site", Offer::default()).await;
         let addr = front(&[site.upstream(), down().await]).await;
         for era in ERAS {
             let caller = Caller::open(addr, era, "alice").await;
-            let panicking = tracing_subscriber::registry().with(Panics).set_default();
+            let panicking = support::subscribe(tracing_subscriber::registry().with(Panics));
             let answer = caller.ask("tools/list", json!({})).await;
             drop(panicking);
             let message = &answer["error"]["message"];

@@ -37,6 +37,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tower::{BoxError, Layer, Service, ServiceExt};
+use tracing::{
+    Dispatch,
+    subscriber::{DefaultGuard, NoSubscriber},
+};
 
 pub type HttpClient<B> = Client<HttpConnector, B>;
 
@@ -348,6 +352,15 @@ impl io::Write for Log {
     }
 }
 
+/// Makes `subscriber` this thread's until what is returned is dropped.
+///
+/// While there is but one subscriber, tracing lets the thread that first comes to an event say, for all
+/// threads, whether anybody wants it. With a second one every thread is asked.
+pub fn subscribe(subscriber: impl tracing::Subscriber + Send + Sync) -> (DefaultGuard, Dispatch) {
+    let second = Dispatch::new(NoSubscriber::default());
+    (tracing::subscriber::set_default(subscriber), second)
+}
+
 /// What everybody logs, at every level, while `run` runs.
 ///
 /// Only of this thread: the runtime around it has to have one.
@@ -359,7 +372,7 @@ pub async fn logged<T>(run: impl Future<Output = T>) -> (T, String) {
         .with_ansi(false)
         .with_writer(move || writer.clone())
         .finish();
-    let _subscribed = tracing::subscriber::set_default(subscriber);
+    let _subscribed = subscribe(subscriber);
     let done = run.await;
     let log = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
     (done, log)
