@@ -52,8 +52,7 @@ use mcp_forward::{
     OutboundError, OutboundErrorKind, ProbeLayer, Refusal, RefusalLayer, Relay, Rule, ServerId,
     ServerIdLayer, SessionLayer, Upstream, outbound, refusal, rmcp, server_id, task,
 };
-use support::{HttpClient, http_client, http2_client, identity, serve};
-use tokio::net::TcpListener;
+use support::{HttpClient, closed, http_client, http2_client, identity, serve};
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::{
     classify::{ServerErrorsAsFailures, SharedClassifier},
@@ -978,9 +977,8 @@ async fn statuses(client: &HttpClient<Full<Bytes>>, proxy: SocketAddr) -> Vec<u1
 async fn no_log_has_it() {
     // rmcp tells at this level what messages say, and the test beside this one has the canary in them.
     let log = log("trace,rmcp=off");
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut upstreams = vec![closed.local_addr().unwrap()];
-    drop(closed);
+    let (closed, _socket) = closed();
+    let mut upstreams = vec![closed];
     for status in [200, 401, 307] {
         upstreams.push(echo(status).await);
     }

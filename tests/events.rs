@@ -10,7 +10,7 @@ use mcp_forward::{
     CaptureLayer, ForwardLayer, InternalForwardLayer, ProbeLayer, RefusalLayer, Relay,
     ServerIdLayer, Upstream,
 };
-use support::{OK, RawUpstream, Witness, http_client, message, post, raw, serve, status};
+use support::{OK, RawUpstream, Witness, closed, http_client, message, post, raw, serve, status};
 use tower::{Layer, ServiceExt};
 
 /// The log, at every level, of what `run` does, in which no value is.
@@ -136,9 +136,7 @@ async fn a_redirect_names_its_targets_origin() {
 
 #[tokio::test]
 async fn an_upstream_that_is_down_or_silent_is_named() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    drop(listener);
+    let (addr, _socket) = closed();
     let (status, own) = call(format!("http://{addr}/mcp?key=s3cret"), TOKEN).await;
     assert_eq!(status, 502);
     let expected =

@@ -8,6 +8,7 @@
 
 #[path = "support/proxy.rs"]
 mod proxy;
+mod support;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -19,6 +20,7 @@ use mcp_forward::{
 };
 use proxy::{Caller, ERAS, Era, Offer, Site, bounded, front, front_of};
 use serde_json::{Value, json};
+use support::closed;
 use tokio::net::TcpListener;
 
 /// `first`, whatever else there is, and `third`; each takes the caller's token.
@@ -31,11 +33,6 @@ fn upstream(site: &Site) -> Upstream {
     let upstream = site.builder().allow("x-user");
     let upstream = upstream.rule(Rule::new("x-token").to("authorization").bearer());
     upstream.build().unwrap()
-}
-
-async fn nobody_listens() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap()
 }
 
 fn second(addr: SocketAddr) -> Upstream {
@@ -64,11 +61,8 @@ async fn without_second(caller: &Caller) {
 async fn an_upstream_that_is_down_is_named_in_the_list() {
     bounded(async {
         let (first, third) = sites().await;
-        let upstreams = [
-            upstream(&first),
-            second(nobody_listens().await),
-            upstream(&third),
-        ];
+        let (addr, _socket) = closed();
+        let upstreams = [upstream(&first), second(addr), upstream(&third)];
         let addr = front(&upstreams).await;
         for era in ERAS {
             let caller = Caller::open(addr, era, "alice").await;
@@ -266,7 +260,8 @@ async fn where_all_refuse_the_caller_is_refused() {
 async fn where_none_answers_and_one_refuses_the_caller_is_refused() {
     bounded(async {
         let first = Site::start("first", Offer::default()).await;
-        let down = second(nobody_listens().await);
+        let (addr, _socket) = closed();
+        let down = second(addr);
         let addr = front(&[down.clone(), upstream(&first)]).await;
         first.refuse(Some(StatusCode::UNAUTHORIZED));
         refused(addr, StatusCode::UNAUTHORIZED, "tools/list", &json!({})).await;
@@ -290,7 +285,8 @@ async fn the_owner_of_a_resource_may_be_one_that_did_not_say() {
         };
         let first = Site::start("first", offer).await;
         let site = Site::start("third", Offer::default()).await;
-        let down = second(nobody_listens().await);
+        let (addr, _socket) = closed();
+        let down = second(addr);
         let addr = front(&[down, upstream(&first)]).await;
         let refusing = front(&[upstream(&site), upstream(&first)]).await;
         site.refuse(Some(StatusCode::UNAUTHORIZED));

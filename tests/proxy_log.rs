@@ -14,21 +14,22 @@ mod support;
 use mcp_forward::Upstream;
 use proxy::{Caller, ERAS, Offer, Site, bounded, front};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
 
-async fn down() -> Upstream {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/mcp", listener.local_addr().unwrap());
-    Upstream::builder("down", url).build().unwrap()
+fn down() -> (Upstream, TcpSocket) {
+    let (addr, socket) = support::closed();
+    let upstream = Upstream::builder("down", format!("http://{addr}/mcp"));
+    (upstream.build().unwrap(), socket)
 }
 
 #[tokio::test]
 async fn the_log_names_an_upstream_that_is_left_out() {
     bounded(async {
         let site = Site::start("site", Offer::default()).await;
-        let addr = front(&[site.upstream(), down().await]).await;
+        let (down, _socket) = down();
+        let addr = front(&[site.upstream(), down]).await;
         let caller = Caller::open(addr, ERAS[0], "s3cr3t").await;
         let ((), log) = support::logged(async {
             let (_, result) = caller.page("tools/list", None).await;
@@ -68,7 +69,8 @@ impl<S: Subscriber> Layer<S> for Panics {
 async fn a_panic_becomes_an_error_answer() {
     bounded(async {
         let site = Site::start("site", Offer::default()).await;
-        let addr = front(&[site.upstream(), down().await]).await;
+        let (down, _socket) = down();
+        let addr = front(&[site.upstream(), down]).await;
         for era in ERAS {
             let caller = Caller::open(addr, era, "alice").await;
             let panicking = support::subscribe(tracing_subscriber::registry().with(Panics));

@@ -17,10 +17,12 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use mcp_forward::{CaptureLayer, Inbound, Relay, Rule, Upstream, UpstreamBuilder};
-use support::{OK, RawUpstream, http_client, http2_client, own_error, post, raw, serve, status};
+use support::{
+    OK, RawUpstream, closed, http_client, http2_client, own_error, post, raw, serve, status,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::mpsc,
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -296,9 +298,7 @@ async fn h1_o4_a_redirect_or_a_proxys_challenge_is_502() {
 
 #[tokio::test]
 async fn unreachable_is_502_and_its_text_stays_here() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    drop(listener);
+    let (addr, _socket) = closed();
     let up = Upstream::builder("up", format!("http://{addr}/mcp?key=s3cret"))
         .build()
         .unwrap();

@@ -21,8 +21,8 @@ use mcp_forward::{
     OriginGuardLayer, Outbound, Relay, Rule, Upstream, UpstreamBuilder, outbound::RemovedLocation,
 };
 use support::{
-    OK, RawUpstream, body_of, capture, headers, http_client, http2_client, identity, logged, merge,
-    own_error, post, raw, serve, status,
+    OK, RawUpstream, body_of, capture, closed, headers, http_client, http2_client, identity,
+    logged, merge, own_error, post, raw, serve, status,
 };
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::trace::{DefaultMakeSpan, DefaultOnRequest, DefaultOnResponse, TraceLayer};
@@ -251,9 +251,7 @@ async fn l4_a_token_that_the_upstream_echoes_is_in_no_text_of_ours() {
 
 #[tokio::test]
 async fn l6_a_urls_secret_is_in_no_error() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let closed = listener.local_addr().unwrap();
-    drop(listener);
+    let (closed, _socket) = closed();
     let up = Upstream::builder("up", format!("http://{closed}/mcp?token=s3cret"))
         .build()
         .unwrap();

@@ -34,7 +34,7 @@ use hyper_util::{
 use mcp_forward::{CaptureLayer, ClientFactory, ForwardedInternally, Inbound, Outbound, Upstream};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 use tower::{BoxError, Layer, Service, ServiceExt};
 use tracing::{
@@ -350,6 +350,13 @@ impl io::Write for Log {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// An address that refuses connections, and nobody else's while the socket is kept.
+pub fn closed() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    (socket.local_addr().unwrap(), socket)
 }
 
 /// Makes `subscriber` this thread's until what is returned is dropped.
