@@ -140,7 +140,7 @@ fn main() {
     }
     let mut texts = Vec::new();
     let mut goals =
-        "| what | ratio | least to greatest | goal | |\n|---|---|---|---|---|\n".to_owned();
+        "| what | ratio | least to greatest | goal | verdict |\n|---|---|---|---|---|\n".to_owned();
     let mut panels = Vec::new();
     for (part, passes) in parts.iter().zip(passes) {
         let report = (part.report)(&Measured(passes));

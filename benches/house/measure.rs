@@ -98,9 +98,15 @@ impl Measured {
 }
 
 /// The ratios of two measures of the same passes.
+///
+/// Infinite where the other one is too little to be seen, so that no goal is met by accident.
 pub(crate) fn ratios(over: &[f64], under: &[f64]) -> Vec<f64> {
     let pairs = over.iter().zip(under);
-    pairs.map(|(over, under)| over / under).collect()
+    let ratio = |(over, under): (&f64, &f64)| match *under > 0.0 {
+        true => over / under,
+        false => f64::INFINITY,
+    };
+    pairs.map(ratio).collect()
 }
 
 pub(crate) fn median(values: &[f64]) -> f64 {

@@ -1,12 +1,12 @@
 //! One poll in scope, and one carried spawn, beside the scopes and wrappers of others.
 //!
-//! tokio has no scope for a stream or a body; what it offers for them is a `sync_scope` around each poll.
+//! tokio has a scope for futures only, so its peer of a stream or a body is a future in scope that polls one.
 
 use std::{
     convert::Infallible,
     future::poll_fn,
     hint::black_box,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::Stream;
 use http::HeaderMap;
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use mcp_forward::{Inbound, InboundExt, task};
 use opentelemetry::{Context as Telemetry, context::FutureExt};
 use tracing::Instrument;
@@ -54,21 +54,15 @@ impl http_body::Body for Endless {
     }
 }
 
-fn poll(name: &str, mut poll: impl FnMut(&mut Context<'_>) + 'static) -> Case {
+fn future(name: &str, future: impl Future<Output = ()> + 'static) -> Case {
+    let mut future = Box::pin(future);
     Case::new(name, move |count| {
         let mut context = Context::from_waker(Waker::noop());
         let start = Instant::now();
         for _ in 0..count {
-            poll(black_box(&mut context));
+            assert!(future.as_mut().poll(black_box(&mut context)).is_pending());
         }
         start.elapsed()
-    })
-}
-
-fn future(name: &str, future: impl Future<Output = ()> + 'static) -> Case {
-    let mut future = Box::pin(future);
-    poll(name, move |context| {
-        assert!(future.as_mut().poll(context).is_pending());
     })
 }
 
@@ -76,43 +70,49 @@ fn waiting() -> impl Future<Output = ()> {
     poll_fn(|context| black_box(Poll::<()>::Pending).map(|()| drop(context.waker().clone())))
 }
 
+/// Takes an item with each poll, and is never done.
+fn items(stream: impl Stream) -> impl Future<Output = ()> {
+    let mut stream = Box::pin(stream);
+    poll_fn(move |context| {
+        black_box(stream.as_mut().poll_next(context)).is_ready();
+        Poll::Pending
+    })
+}
+
+/// Takes a frame with each poll, and is never done.
+fn frames(body: impl http_body::Body) -> impl Future<Output = ()> {
+    let mut body = Box::pin(body);
+    poll_fn(move |context| {
+        black_box(body.as_mut().poll_frame(context)).is_ready();
+        Poll::Pending
+    })
+}
+
 pub(crate) fn cases() -> Vec<Case> {
     // Without a subscriber a span is nothing. It may be there already.
     let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
     let value = inbound(&PRESENT[..4]);
     let telemetry = Telemetry::current_with_value(value.clone());
-    let (for_stream, for_body) = (value.clone(), value.clone());
-    let mut stream = Box::pin(Endless.with_inbound(value.clone()));
-    let mut body = Box::pin(Endless.with_inbound(value.clone()));
+    let stream = Endless.with_inbound(value.clone());
+    let body = Endless.with_inbound(value.clone());
     vec![
         future("future", waiting()),
         future("future, ours", waiting().with_inbound(value.clone())),
-        future("future, tokio", INBOUND.scope(value, waiting())),
+        future("future, tokio", INBOUND.scope(value.clone(), waiting())),
         future("future, telemetry", waiting().with_context(telemetry)),
         future(
             "future, tracing",
             waiting().instrument(tracing::info_span!("work")),
         ),
-        poll("stream", |context| {
-            black_box(pin!(Endless).poll_next(context)).is_ready();
-        }),
-        poll("stream, ours", move |context| {
-            black_box(stream.as_mut().poll_next(context)).is_ready();
-        }),
-        poll("stream, tokio", move |context| {
-            let poll = || pin!(Endless).poll_next(context);
-            black_box(INBOUND.sync_scope(for_stream.clone(), poll)).is_ready();
-        }),
-        poll("body", |context| {
-            black_box(pin!(Endless).poll_frame(context)).is_ready();
-        }),
-        poll("body, ours", move |context| {
-            black_box(body.as_mut().poll_frame(context)).is_ready();
-        }),
-        poll("body, tokio", move |context| {
-            let poll = || pin!(Endless).poll_frame(context);
-            black_box(INBOUND.sync_scope(for_body.clone(), poll)).is_ready();
-        }),
+        future("stream", items(Endless)),
+        future("stream, ours", items(stream)),
+        future(
+            "stream, tokio",
+            INBOUND.scope(value.clone(), items(Endless)),
+        ),
+        future("body", frames(Endless)),
+        future("body, ours", frames(body)),
+        future("body, tokio", INBOUND.scope(value, frames(Endless))),
     ]
 }
 

@@ -96,8 +96,9 @@ impl Report {
 
     fn head(&mut self, titles: &[&str]) {
         let titles = titles.join(" | ");
-        let head =
-            format!("| {titles} | least to greatest | goal | |\n|---|---|---|---|---|---|---|\n");
+        let head = format!(
+            "| {titles} | least to greatest | goal | verdict |\n|---|---|---|---|---|---|---|\n"
+        );
         self.text.push_str(&head);
     }
 
