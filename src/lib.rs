@@ -54,8 +54,8 @@
 //! An MCP server sends `200 text/event-stream` before its handler knows what the upstream says, so an
 //! upstream's 401 arrives as an empty list. [`RefusalLayer`] waits with the head and tells the caller:
 //! 401 or 403 with a [`Challenge`] of this proxy's, 502 where the refused credential was the
-//! operator's. All three ways out report to it by themselves, other code by [`Inbound::report`];
-//! retries and fan-outs run in [`refusal::collect`]. [`ProbeLayer`] asks first, for a service that
+//! operator's. [`Relay`], [`ForwardLayer`] and [`rmcp::Factory`] report to it by themselves, and so does any factory
+//! whose `create` fails with a [`Refusal`]; other code by [`Inbound::report`]. Retries and fan-outs run in [`refusal::collect`]. [`ProbeLayer`] asks first, for a service that
 //! swallows refusals.
 //!
 //! # What is carried across what
@@ -85,7 +85,10 @@
 //! [`OriginGuardLayer`], [`InternalForwardLayer`], your authentication, [`ServerIdLayer`],
 //! [`CaptureLayer`], [`SessionLayer`], [`ProbeLayer`], [`RefusalLayer`], the service. [`ForwardLayer`]
 //! stands on the client's side, below any redirect or retry layer. Leave out what you do not use. axum's
-//! `.layer` lines read inside out: the last one is the outermost.
+//! `.layer` lines read inside out: the last one is the outermost. [`Relay`] has a guard of its own beside
+//! [`OriginGuardLayer`]: open both.
+//!
+//! Here with tower-http 0.7, features `compression-gzip`, `cors`, `sensitive-headers`, `timeout` and `trace`:
 //!
 //! ```
 //! # use std::time::Duration;
@@ -128,7 +131,7 @@
 //! `make_span_with` take the path alone.
 //!
 //! On bare hyper, one `ServiceBuilder` reads outermost first. tower-http's bodies need two boxes
-//! there: CORS wants a response body with a default, and hyper's client a request body that is
+//! there (features `map-request-body`, `map-response-body`): CORS wants a response body with a default, and hyper's client a request body that is
 //! `Unpin`, which a body time-out's is not.
 //!
 //! ```
