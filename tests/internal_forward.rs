@@ -536,12 +536,17 @@ async fn the_embedders_verifier_decides_by_the_connection() {
 async fn the_other_way_round_it_says_which_order_is_wrong() {
     let layer = InternalForwardLayer::for_keys(&forward());
     let witness = Witness::default();
-    let addr = serve(scoping().layer(layer.layer(witness.clone()))).await;
+    let scoping = ServerIdLayer::for_path("/servers/{server_id}/mcp").unscoped_paths(["/mcp"]);
+    let scoping = scoping.build().unwrap();
+    let addr = serve(scoping.layer(layer.layer(witness.clone()))).await;
     let lines = format!("{MARK}: {}\r\n", Proof::at(0).mark());
-    let answer = raw(addr, message(addr, PATH, &lines, BODY)).await;
-    assert_eq!(status(&answer), 500);
-    assert!(own_error(&answer, -32603).contains("`InternalForwardLayer` outside `ServerIdLayer`"));
-    assert!(witness.take().is_empty());
+    for path in [PATH, "/mcp"] {
+        let answer = raw(addr, message(addr, path, &lines, BODY)).await;
+        assert_eq!(status(&answer), 500);
+        let error = own_error(&answer, -32603);
+        assert!(error.contains("`InternalForwardLayer` outside `ServerIdLayer`"));
+        assert!(witness.take().is_empty());
+    }
 }
 
 #[tokio::test]

@@ -237,7 +237,9 @@ async fn the_answer_loses_what_is_about_the_upstream() {
          access-control-allow-origin: *\r\naccess-control-future: x\r\nalt-svc: h2=\":443\"\r\nclear-site-data: \"*\"\r\n\
          strict-transport-security: max-age=1\r\nrefresh: 0;url=http://evil.example\r\n\
          nel: x\r\nreport-to: x\r\nreporting-endpoints: x\r\nservice-worker-allowed: /\r\n\
-         x-accel-redirect: /etc/passwd\r\nx-sendfile: /etc/passwd\r\n\r\nno",
+         x-accel-redirect: /etc/passwd\r\nx-sendfile: /etc/passwd\r\nx-litespeed-location: /x\r\n\
+         x-lighttpd-send-file: /etc/passwd\r\nx-reproxy-url: http://evil.example\r\n\
+         x-envoy-immediate-health-check-fail: 1\r\n\r\nno",
     )
     .await;
     let addr = relay_to(&server, |up| up).await;

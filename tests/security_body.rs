@@ -14,8 +14,12 @@ mod support;
 
 use std::{net::SocketAddr, sync::Arc};
 
+use bytes::Bytes;
+use http_body_util::Full;
 use mcp_forward::ServerIdLayer;
-use support::{RawUpstream, Seen, Witness, http_client, message, own_error, raw, serve, status};
+use support::{
+    RawUpstream, Seen, Witness, http_client, http2_client, message, own_error, raw, serve, status,
+};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tower::{Layer, ServiceBuilder};
 
@@ -520,6 +524,24 @@ async fn n20_the_upstream_gets_the_new_length_on_the_wire() {
         assert_eq!(seen.all("content-length"), [expected.len().to_string()]);
         assert!(seen.all("transfer-encoding").is_empty());
     }
+}
+
+#[tokio::test]
+async fn http2_has_no_second_content_length_beside_the_new_one() {
+    let scoped = Scoped::new().await;
+    let body = r#"{"method":"m"}"#;
+    let request = http::Request::post(format!("http://{}{PATH}", scoped.addr))
+        .version(http::Version::HTTP_2)
+        .header("content-type", "application/json")
+        .header("content-length", body.len())
+        .header("content-length", body.len());
+    let request = request.body(Full::<Bytes>::from(body)).unwrap();
+    let answer = http2_client().request(request).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let seen = scoped.witness.take().remove(0);
+    assert_ne!(seen.body.len(), body.len());
+    let length = seen.body.len().to_string();
+    assert_eq!(seen.header("content-length"), Some(&*length));
 }
 
 #[tokio::test]

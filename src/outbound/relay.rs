@@ -49,7 +49,7 @@ const MAX_SHOWN: usize = 64;
 
 /// What the caller never sees of the upstream's answer: what is about the upstream's connection,
 /// and what would act on the proxy's own origin in a browser.
-static RESPONSE_ONLY_UPSTREAM: [HeaderName; 20] = [
+static RESPONSE_ONLY_UPSTREAM: [HeaderName; 23] = [
     header::CONNECTION,
     HeaderName::from_static("close"),
     HeaderName::from_static("keep-alive"),
@@ -68,11 +68,14 @@ static RESPONSE_ONLY_UPSTREAM: [HeaderName; 20] = [
     HeaderName::from_static("report-to"),
     HeaderName::from_static("reporting-endpoints"),
     HeaderName::from_static("service-worker-allowed"),
-    // A web server in front of the proxy would send a file of its own instead.
+    // A web server in front of the proxy would send a file, or ask a server, of its own instead.
     HeaderName::from_static("x-accel-redirect"),
+    HeaderName::from_static("x-litespeed-location"),
+    HeaderName::from_static("x-lighttpd-send-file"),
+    HeaderName::from_static("x-reproxy-url"),
     HeaderName::from_static("x-sendfile"),
 ];
-static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-"];
+static RESPONSE_ONLY_UPSTREAM_PREFIXES: &[&str] = &["access-control-", "proxy-", "x-envoy-"];
 
 /// A streaming reverse proxy for one upstream, over any tower HTTP client.
 ///

@@ -1,8 +1,8 @@
 //! What upstreams have answered to probes: one question at a time for each caller, and for a while
 //! the answer.
 //!
-//! It may not know how they are asked. The key is the exact `Outbound`: two callers never share an
-//! answer.
+//! It may not know how they are asked. The key is the exact question: two callers never share an
+//! answer, and what one caller's headers did is never held against another.
 
 use std::{
     collections::HashMap,
@@ -15,13 +15,13 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{carry::Refusal, outbound::Outbound, rules::Upstream};
+use super::ask::Question;
+use crate::{carry::Refusal, rules::Upstream};
 
 /// How long it is known that a credential was accepted.
 const PASSED_FOR: Duration = Duration::from_secs(30);
 
-/// How long an upstream that did not answer is left alone; and one that did not take these headers,
-/// with these headers.
+/// For how long the same headers are not tried again at an upstream that said neither, or nothing.
 const FAILED_FOR: Duration = Duration::from_secs(5);
 
 /// How many questions may be on their way to one upstream.
@@ -39,9 +39,9 @@ pub(super) enum Answer {
     /// The upstream takes the credential.
     Passed,
     Refused(Refusal),
-    /// It said neither, to these headers: the real call will show.
+    /// It said neither: the real call will show.
     Failed,
-    /// It did not answer, which is nobody's headers.
+    /// It did not answer.
     Silent,
     /// Too many were asked already.
     Unasked,
@@ -68,68 +68,46 @@ pub(super) struct Answers(Mutex<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
-    flights: HashMap<Outbound, Arc<Flight>>,
-    targets: HashMap<Upstream, Target>,
-}
-
-#[derive(Debug)]
-struct Target {
-    room: Arc<Semaphore>,
-    silent_until: Option<Instant>,
-}
-
-impl Default for Target {
-    fn default() -> Self {
-        Self {
-            room: Arc::new(Semaphore::new(MAX_ASKED)),
-            silent_until: None,
-        }
-    }
+    flights: HashMap<Question, Arc<Flight>>,
+    /// For questions on their way.
+    rooms: HashMap<Upstream, Arc<Semaphore>>,
 }
 
 impl Answers {
     /// Whether the credential was accepted a moment ago.
-    pub(super) fn has_passed(&self, outbound: &Outbound) -> bool {
+    pub(super) fn has_passed(&self, question: &Question) -> bool {
         let table = self.table();
-        let known = table.flights.get(outbound).and_then(|flight| flight.get());
+        let known = table.flights.get(question).and_then(|flight| flight.get());
         known.is_some_and(|(answer, until)| {
             matches!(answer, Answer::Passed) && *until > Instant::now()
         })
     }
 
-    /// The answer to `outbound`: the known one, that of a question which is on its way, or that of
+    /// The answer to `question`: the known one, that of a question which is on its way, or that of
     /// `ask`.
     ///
     /// Where whoever asks goes away, the next one who waits asks again.
     pub(super) async fn get<F>(
         &self,
-        outbound: &Outbound,
+        question: &Question,
         ask: impl FnOnce(OwnedSemaphorePermit) -> F,
     ) -> Answer
     where
         F: Future<Output = Answer>,
     {
-        let upstream = outbound.upstream();
-        let Some((flight, room)) = self.table().flight(outbound) else {
-            return Answer::Silent;
-        };
+        let (flight, room) = self.table().flight(question);
         let asked = flight.get_or_init(|| async {
             let answer = match room.try_acquire_owned() {
                 Ok(permit) => ask(permit).await,
                 Err(_) => Answer::Unasked,
             };
             let now = Instant::now();
-            if matches!(answer, Answer::Silent) {
-                let mut table = self.table();
-                let target = table.targets.entry(upstream.clone()).or_default();
-                target.silent_until = Some(now + FAILED_FOR);
-            }
             let until = match answer {
                 Answer::Passed => now + PASSED_FOR,
-                // Whoever sends what no server takes does not speak for the others.
-                Answer::Failed => now + FAILED_FOR,
+                // Also of an upstream that is down: who can say that it was not these headers?
+                Answer::Failed | Answer::Silent => now + FAILED_FOR,
                 // Only for those who wait for it already.
-                Answer::Refused(_) | Answer::Silent | Answer::Unasked => now,
+                Answer::Refused(_) | Answer::Unasked => now,
             };
             (answer, until)
         });
@@ -142,25 +120,26 @@ impl Answers {
 }
 
 impl Table {
-    /// The flight for `outbound`, and the room at its upstream; `None` where that one is left alone.
-    fn flight(&mut self, outbound: &Outbound) -> Option<(Arc<Flight>, Arc<Semaphore>)> {
+    /// The flight for `question`, and the room at its upstream.
+    fn flight(&mut self, question: &Question) -> (Arc<Flight>, Arc<Semaphore>) {
         let now = Instant::now();
         let is_worth = |flight: &Arc<Flight>| match flight.get() {
             Some((_, until)) => *until > now,
             None => Arc::strong_count(flight) > 1,
         };
-        let flight = match self.flights.get(outbound) {
+        let flight = match self.flights.get(question) {
             Some(flight) if is_worth(flight) => Arc::clone(flight),
             _ => {
                 self.flights.retain(|_, flight| is_worth(flight));
-                self.targets.retain(|_, target| target.is_worth(now));
+                // Whoever holds it keeps it for the permit.
+                self.rooms.retain(|_, room| Arc::strong_count(room) > 1);
                 self.give_back();
-                self.keep(outbound)
+                self.keep(question)
             }
         };
-        let target = self.targets.entry(outbound.upstream().clone()).or_default();
-        let is_left_alone = target.silent_until.is_some_and(|until| until > now);
-        (!is_left_alone).then(|| (flight, Arc::clone(&target.room)))
+        let room = self.rooms.entry(question.outbound.upstream().clone());
+        let room = room.or_insert_with(|| Arc::new(Semaphore::new(MAX_ASKED)));
+        (flight, Arc::clone(room))
     }
 
     /// After a burst, the room of what is worth nothing any more.
@@ -172,7 +151,7 @@ impl Table {
     }
 
     /// A new flight, in place of the answer that is worth least where there is no room.
-    fn keep(&mut self, outbound: &Outbound) -> Arc<Flight> {
+    fn keep(&mut self, question: &Question) -> Arc<Flight> {
         if self.flights.len() >= MAX_KEPT {
             let flights = self.flights.iter();
             let answered = flights.filter_map(|(of, flight)| Some((of, flight.get()?.1)));
@@ -183,15 +162,8 @@ impl Table {
         }
         let flight = Arc::<Flight>::default();
         if self.flights.len() < MAX_KEPT {
-            self.flights.insert(outbound.clone(), Arc::clone(&flight));
+            self.flights.insert(question.clone(), Arc::clone(&flight));
         }
         flight
-    }
-}
-
-impl Target {
-    fn is_worth(&self, now: Instant) -> bool {
-        // Whoever holds the room may not have its place in it yet; who does, keeps it for the permit.
-        self.silent_until.is_some_and(|until| until > now) || Arc::strong_count(&self.room) > 1
     }
 }

@@ -33,7 +33,7 @@ const WITH_INITIALIZE: &str = "2025-11-25";
 const WITHOUT_INITIALIZE: &str = "2026-07-28";
 
 /// Which first request the caller's version of MCP has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum First {
     Initialize,
     Discover,
@@ -48,11 +48,17 @@ impl First {
     }
 }
 
+/// What is asked: which request with which headers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Question {
+    pub(super) outbound: Outbound,
+    pub(super) first: First,
+}
+
 /// Asks, and ends the session that the question may have begun, also where nobody waits any more.
 pub(super) async fn ask<C, B, R>(
     client: C,
-    outbound: &Outbound,
-    first: First,
+    question: &Question,
     permit: OwnedSemaphorePermit,
 ) -> Answer
 where
@@ -62,10 +68,10 @@ where
     B: Send + 'static,
     R: Send + 'static,
 {
-    let Some(question) = question(outbound, first) else {
+    let Some(request) = request(question) else {
         return Answer::Failed;
     };
-    let exchange = exchange(client, outbound.clone(), question, permit);
+    let exchange = exchange(client, question.outbound.clone(), request, permit);
     let asked = tokio::spawn(exchange).await;
     asked.unwrap_or(Answer::Failed)
 }
@@ -73,7 +79,7 @@ where
 async fn exchange<C, B, R>(
     client: C,
     outbound: Outbound,
-    question: Request<Body<B>>,
+    request: Request<Body<B>>,
     permit: OwnedSemaphorePermit,
 ) -> Answer
 where
@@ -82,7 +88,7 @@ where
     C::Future: Send + 'static,
     B: Send + 'static,
 {
-    let response = match timeout(LIMIT, client.clone().oneshot(question)).await {
+    let response = match timeout(LIMIT, client.clone().oneshot(request)).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => {
             let error = error.into();
@@ -110,9 +116,9 @@ where
 }
 
 /// `None` where the headers do not fit into a request.
-fn question<B>(outbound: &Outbound, first: First) -> Option<Request<Body<B>>> {
+fn request<B>(question: &Question) -> Option<Request<Body<B>>> {
     let client = json!({ "name": "mcp-forward", "version": env!("CARGO_PKG_VERSION") });
-    let (method, params) = match first {
+    let (method, params) = match question.first {
         First::Initialize => (
             "initialize",
             json!({
@@ -141,12 +147,12 @@ fn question<B>(outbound: &Outbound, first: First) -> Option<Request<Body<B>>> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let accepted = HeaderValue::from_static("application/json, text/event-stream");
     headers.insert(ACCEPT, accepted);
-    if matches!(first, First::Discover) {
+    if question.first == First::Discover {
         let version = HeaderValue::from_static(WITHOUT_INITIALIZE);
         headers.insert(PROTOCOL_VERSION, version);
         headers.insert(MCP_METHOD, HeaderValue::from_static(method));
     }
-    addressed(request, Method::POST, outbound)
+    addressed(request, Method::POST, &question.outbound)
 }
 
 fn goodbye<B>(outbound: &Outbound, session: &HeaderValue) -> Option<Request<Body<B>>> {

@@ -16,7 +16,7 @@ use tower::{BoxError, Layer, Service};
 
 use super::{
     answers::{Answer, Answers},
-    ask::{First, PROTOCOL_VERSION, ask},
+    ask::{First, PROTOCOL_VERSION, Question, ask},
     challenge::Challenge,
     hold::no_capture,
 };
@@ -59,8 +59,7 @@ use crate::{
 /// |---|---|
 /// | says 401 or 403 | the same with a [`Challenge`]; of several upstreams, what the first one selected says |
 /// | says 2xx | the service's answer; for 30 s the same headers are not asked again |
-/// | says something else | the service's answer, or 502 with [`fail_closed`](Self::fail_closed); for 5 s the same headers are not asked again |
-/// | cannot be reached, or says nothing within 5 s | the same; for 5 s it is not asked again at all |
+/// | says something else, cannot be reached, or says nothing within 5 s | the service's answer, or 502 with [`fail_closed`](Self::fail_closed); for 5 s the same headers are not asked again |
 ///
 /// Not asked: for GET and DELETE, an upstream whose rules have no credential of the caller's, one for
 /// which none came, and one at which 16 questions are on their way. At most 1,024 answers are kept,
@@ -179,13 +178,12 @@ where
                 future: self.inner.call(request),
             }
         } else {
-            let first = First::of(request.headers().get(PROTOCOL_VERSION));
             let uri = request.uri().clone();
             // The one that is ready.
             let next = self.inner.clone();
             let inner = std::mem::replace(&mut self.inner, next);
             State::Asking {
-                asked: self.layer.asked(targets, first, uri),
+                asked: self.layer.asked(targets, uri),
                 held: Some((inner, request)),
             }
         };
@@ -195,7 +193,7 @@ where
 
 impl Shared {
     /// What has to be asked before `request` is served.
-    fn targets<B>(&self, request: Request<B>, inbound: &Inbound) -> (Request<B>, Vec<Outbound>) {
+    fn targets<B>(&self, request: Request<B>, inbound: &Inbound) -> (Request<B>, Vec<Question>) {
         if request.method() != Method::POST {
             return (request, Vec::new());
         }
@@ -205,15 +203,19 @@ impl Shared {
         let merged = upstreams
             .iter()
             .filter_map(|upstream| Outbound::try_merge(upstream, Some(inbound)).ok());
-        let unknown = |it: &Outbound| it.has_credential() && !self.answers.has_passed(it);
-        let targets = merged.filter(unknown).collect();
+        let first = First::of(parts.headers.get(PROTOCOL_VERSION));
+        let questions = merged
+            .filter(Outbound::has_credential)
+            .map(|outbound| Question { outbound, first });
+        let unknown = questions.filter(|question| !self.answers.has_passed(question));
+        let targets = unknown.collect();
         (Request::from_parts(parts, body), targets)
     }
 }
 
 impl<C> ProbeLayer<C> {
     /// Asks all at once.
-    fn asked<B, P>(&self, targets: Vec<Outbound>, first: First, uri: Uri) -> Asked
+    fn asked<B, P>(&self, targets: Vec<Question>, uri: Uri) -> Asked
     where
         C: Service<Request<outbound::Body<B>>, Response = Response<P>> + Clone + Send + 'static,
         C::Error: Into<BoxError>,
@@ -228,13 +230,13 @@ impl<C> ProbeLayer<C> {
             upstreams: Vec::new(),
             questions: JoinSet::new(),
         };
-        for (at, outbound) in targets.into_iter().enumerate() {
-            asked.upstreams.push(outbound.upstream().clone());
+        for (at, question) in targets.into_iter().enumerate() {
+            asked.upstreams.push(question.outbound.upstream().clone());
             let (client, answers) = (self.client.clone(), Arc::clone(&self.shared.answers));
             // On behalf of nobody: the answer is for everyone with the same headers.
             asked.questions.spawn(async move {
-                let asking = |permit| ask(client, &outbound, first, permit);
-                (at, answers.get(&outbound, asking).await)
+                let asking = |permit| ask(client, &question, permit);
+                (at, answers.get(&question, asking).await)
             });
         }
         asked

@@ -13,7 +13,7 @@ use http::{Extensions, HeaderName, HeaderValue, Request, Response, StatusCode, r
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
-use super::ServerId;
+use super::{ServerId, Unscoped};
 #[cfg(feature = "hmac")]
 use super::{claim::Claim, proof::InternalForward};
 use crate::{
@@ -220,7 +220,8 @@ where
             request.headers_mut().remove(name);
         }
         if request.headers().contains_key(MARK) {
-            if request.extensions().get::<ServerId>().is_some() {
+            let extensions = request.extensions();
+            if extensions.get::<ServerId>().is_some() || extensions.get::<Unscoped>().is_some() {
                 return rejected(WRONG_ORDER);
             }
             let (mut parts, body) = request.into_parts();

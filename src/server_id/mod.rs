@@ -35,6 +35,10 @@ pub use service::{Scoped, ScopedFuture};
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ServerId(Arc<str>);
 
+/// In a request's extensions in place of a [`ServerId`]: its path is no server's.
+#[derive(Clone, Copy)]
+struct Unscoped;
+
 impl ServerId {
     /// The id.
     #[must_use]

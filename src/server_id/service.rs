@@ -21,7 +21,7 @@ use smallvec::smallvec;
 use tower::Service;
 
 use super::{
-    ServerId,
+    ServerId, Unscoped,
     body::{Body, Buffer},
     internal,
     layer::Scope,
@@ -105,9 +105,14 @@ fn admit(
         Some(ServerId(id.into()))
     };
     match server {
-        Some(server) => parts.extensions.insert(server),
-        None => parts.extensions.remove(),
-    };
+        Some(server) => {
+            parts.extensions.insert(server);
+        }
+        None => {
+            parts.extensions.remove::<ServerId>();
+            parts.extensions.insert(Unscoped);
+        }
+    }
     if parts.method == Method::CONNECT || is_upgraded(&parts.headers) {
         return Err(TUNNEL);
     }
@@ -173,8 +178,9 @@ fn edit<B>(scope: &Scope, parts: &mut Parts, body: Bytes) -> Result<Body<B>, Rej
 
 /// Makes the headers those of an edited body of `length` bytes.
 fn describe(headers: &mut HeaderMap, length: usize) {
-    if let Some(value) = headers.get_mut(CONTENT_LENGTH) {
-        *value = HeaderValue::from(length);
+    if headers.contains_key(CONTENT_LENGTH) {
+        // One line in place of all: HTTP/2 lets equal ones through.
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     for name in &DIGESTS {
         headers.remove(name);

@@ -217,6 +217,10 @@ impl<P: Principal> SessionLayer<P> {
     /// How many sessions there may be; 65,536 by default.
     ///
     /// One takes at most 1 KiB; a pinned one as much more as its captured headers are long.
+    ///
+    /// At a limit a request that may begin a session gets 503, and the service does not see it. One that says it is
+    /// of MCP 2026-07-28 and no `initialize` begins none, so it is not held back: behind a service that begins one
+    /// all the same the caller gets 503, and that session stays until the service ends it.
     pub fn max_sessions(self, sessions: usize) -> Self {
         self.table.limit(|limits| limits.sessions = sessions);
         self
