@@ -129,7 +129,8 @@ async fn an_upstream_that_never_shakes_hands_is_left_out() {
         let (first, third) = sites().await;
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = silent.local_addr().unwrap();
-        let factory = Factory::builder().connect_timeout(Duration::from_millis(200));
+        // Far more than the others take.
+        let factory = Factory::builder().connect_timeout(Duration::from_secs(3));
         let upstreams = [upstream(&first), second(addr), upstream(&third)];
         let proxy = Proxy::new(&upstreams, factory.build().unwrap()).unwrap();
         let addr = front_of(&upstreams, proxy).await;

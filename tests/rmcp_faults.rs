@@ -23,7 +23,10 @@ use mcp_forward::{
     ClientFactory, ConnectError, Inbound, Upstream,
     rmcp::{Client, Error, ErrorKind, Factory},
 };
-use rmcp::transport::streamable_http_client::{StreamableHttpClient, StreamableHttpError};
+use rmcp::{
+    model::SubscriptionFilter,
+    transport::streamable_http_client::{StreamableHttpClient, StreamableHttpError},
+};
 use serde_json::{Value, json};
 use support::capture;
 
@@ -650,6 +653,23 @@ async fn a_call_whose_session_is_lost_ends_by_itself() {
     assert_eq!(it.server.of("initialize").len(), 2);
 }
 
+/// Whoever cannot give the stream for a moment has not lost the session.
+#[tokio::test]
+async fn a_stream_that_cannot_be_taken_up_at_once_is_asked_for_again() {
+    let it = Renewed::start().await;
+    it.server.intercept(|seen| {
+        let sse = [("content-type", "text/event-stream")];
+        (seen.rpc() == "GET").then(|| match seen.header("last-event-id") {
+            None => answer(200, &sse, "id: 1\nretry: 1\ndata:\n\n"),
+            Some(_) => answer(503, &[], ""),
+        })
+    });
+    it.call(&it.old).await.unwrap();
+    it.server.wait_for("GET", 3).await;
+    it.call(&it.new).await.unwrap();
+    assert_eq!(it.server.of("initialize").len(), 1);
+}
+
 /// The upstream says on the stream that the session is gone, and would still take calls in it.
 #[tokio::test]
 async fn a_session_that_is_known_to_be_lost_is_not_used() {
@@ -676,4 +696,20 @@ async fn a_session_that_is_known_to_be_lost_is_not_used() {
     .await;
     let ended = it.server.wait_for("DELETE", 1).await;
     assert_eq!(ended[0].session(), first.assigned.as_deref());
+}
+
+#[tokio::test]
+async fn a_subscription_that_is_answered_and_never_begins_is_unusable() {
+    let server = Server::start(Kind::NewestOnly).await;
+    let (upstream, factory) = (server.upstream(), factory());
+    server.intercept(|seen| {
+        let result = json!({ "resultType": "complete" });
+        let result = json!({ "jsonrpc": "2.0", "id": seen.body["id"], "result": result });
+        let lines = [("content-type", "application/json")];
+        (seen.rpc() == "subscriptions/listen").then(|| answer(200, &lines, result.to_string()))
+    });
+    let alice = capture(&[&upstream], OLD).await;
+    let client = factory.connect_for(&upstream, &alice).await.unwrap();
+    let heard = client.listen(SubscriptionFilter::default()).await;
+    assert_eq!(heard.err().unwrap().kind(), ErrorKind::Unusable);
 }

@@ -30,7 +30,7 @@ use rmcp::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::{Notify, Semaphore},
     task::{AbortHandle, JoinSet},
 };
@@ -132,6 +132,8 @@ pub struct Server {
     gate: Arc<Semaphore>,
     service: Arc<Mutex<RmcpService>>,
     running: Arc<Mutex<AbortHandle>>,
+    /// Keeps the port while nothing listens.
+    _port: Arc<TcpSocket>,
 }
 
 impl Server {
@@ -144,8 +146,12 @@ impl Server {
             gate: Arc::clone(&gate),
         };
         let service = Arc::new(Mutex::new(handler.serve()));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
+        // Which does not listen itself, so that another socket may.
+        let port = TcpSocket::new_v4().unwrap();
+        port.set_reuseaddr(true).unwrap();
+        port.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let addr = port.local_addr().unwrap();
+        let listener = TcpListener::bind(addr).await.unwrap();
         let running = tokio::spawn(std::future::ready(())).abort_handle();
         let server = Self {
             addr,
@@ -154,6 +160,7 @@ impl Server {
             gate,
             service,
             running: Arc::new(Mutex::new(running)),
+            _port: Arc::new(port),
         };
         server.accept(listener);
         server
