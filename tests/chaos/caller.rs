@@ -72,15 +72,14 @@ impl Callers {
         }
     }
 
-    /// What had befallen the upstreams when the first call of this session began that is still under way:
-    /// all have one connection, and one handshake, in common. One whose caller has left may go on.
-    fn begin(&self, call: Call) -> Before {
-        let now = self.now(call.principal);
+    /// What had befallen the upstreams when the first call of this principal began that is still under way:
+    /// what they have in common may be a connection, or its handshake. One whose caller has left may go on.
+    fn begin(&self, call: Call, now: &Before) -> Before {
         let mut begun = self.begun.lock().unwrap();
         let lanes = (0..LANES).map(|lane| (call.principal, lane));
         begun.entry(lane(call)).or_insert(now.clone());
         let first = lanes.filter_map(|lane| begun.get(&lane)).min();
-        first.cloned().unwrap_or(now)
+        first.unwrap_or(now).clone()
     }
 
     fn end(&self, call: Call) {
@@ -161,13 +160,16 @@ impl Lane {
             _ => session.clone(),
         };
         let request = all.proxy.call(&path, call, named.as_deref(), plan);
-        let shares = chaos.way == Way::Gateway && session.is_some();
-        let before = match shares {
-            true => all.begin(call),
-            false => all.now(call.principal),
+        // In a session, and where several calls go on with one token.
+        let shares = session.is_some() || plan.list || !plan.place.tells_calls();
+        let now = all.now(call.principal);
+        let first = all.begin(call, &now);
+        let before = match chaos.way == Way::Gateway && shares {
+            true => first,
+            false => now,
         };
         let came = self.outcome(call, plan, request).await?;
-        if shares && came.outcome != Outcome::Left {
+        if came.outcome != Outcome::Left {
             all.end(call);
         }
         let restarted = |(site, before): &(&Arc<Site>, u64)| site.has_restarted(*before);

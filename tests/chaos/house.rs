@@ -32,8 +32,8 @@ use crate::{
     values::{MARK, subject},
 };
 
-/// How long an upstream may be silent before its caller is told so.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an upstream may be silent before its caller is told so; beyond what a busy machine takes.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Beyond it a refusal comes too late, which a busy machine must not decide.
 const HOLD_LIMIT: Duration = Duration::from_secs(60);
@@ -109,12 +109,12 @@ impl House {
 }
 
 impl House {
-    /// The tasks that live for as long as the house, and begin with its first calls.
+    /// The tasks that live for as long as the house, and begin with its first calls; at most.
     pub fn own_tasks(&self, way: Way) -> usize {
         match way {
-            // Whatever closes idle connections: of the HTTP client.
+            // Whatever ends old sessions.
             Way::Relay => 1,
-            // And of the factory, for each upstream.
+            // And what closes the factory's idle connections, for each upstream that is called.
             Way::Gateway => 5,
         }
     }

@@ -2,7 +2,8 @@
 //! layer on, while upstreams delay, reset, redirect, refuse, stall, lose sessions and restart, and
 //! callers go away. `README.md` says what a caller sees of each, and how to run more calls.
 //!
-//! The house runs on one thread, whose allocations are counted; its callers and upstreams on others.
+//! A house whose bytes are counted runs on one thread, which is all that is counted, in a process without
+//! another one; its callers and upstreams run on threads of their own.
 #![allow(
     unreachable_pub,
     clippy::expect_used,
@@ -28,7 +29,9 @@ mod wire;
 mod world;
 
 use std::{
+    env,
     hash::{BuildHasher, RandomState},
+    process::Command,
     sync::Arc,
     time::Duration,
 };
@@ -37,6 +40,7 @@ use allocation_counter::measure;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     sync::mpsc,
+    time::{sleep, timeout},
 };
 
 use caller::Callers;
@@ -59,7 +63,7 @@ const GARBAGE: usize = 1_000;
 const MEMORY: Duration = Duration::from_secs(120);
 
 fn variable(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
+    let text = env::var(name).ok()?;
     Some(
         text.parse()
             .unwrap_or_else(|_| panic!("{name} is no number")),
@@ -182,11 +186,13 @@ impl Attack {
         self.go.send(each).unwrap();
         self.done.recv().await.unwrap();
         let waiting = async {
-            while alive() != self.alone {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+            while alive() > self.alone {
+                // A pool that is out of use may lie about there, with a task of its own.
+                crossbeam_epoch::pin().flush();
+                sleep(Duration::from_millis(20)).await;
             }
         };
-        let waited = tokio::time::timeout(PATIENCE, waiting).await;
+        let waited = timeout(PATIENCE, waiting).await;
         let (alive, alone) = (alive(), self.alone);
         assert!(waited.is_ok(), "{alive} tasks are left, not {alone}");
         let sessions = &self.house.sessions;
@@ -233,12 +239,7 @@ fn counted(way: Way, calls: u64) {
     outside.verdict(each + RESTING);
     println!("{way:?}: live bytes at each rest: {live:?}");
     let is_near = |it: &i64| (it - live[0]).abs() * 10 <= live[0];
-    // Of 10^5 calls in a debug build the figure is not steady enough.
-    let is_asserted = !cfg!(debug_assertions);
-    assert!(
-        !is_asserted || live[0] > 0 && live.iter().all(is_near),
-        "{live:?}"
-    );
+    assert!(live[0] > 0 && live.iter().all(is_near), "{live:?}");
 }
 
 /// So many calls through a house on four threads.
@@ -255,9 +256,27 @@ fn threaded(way: Way, calls: u64) {
     outside.verdict(each);
 }
 
+/// Runs the test of this name in a process of its own. The gateway's pool leaves garbage that any thread
+/// collects which looks for some: then it is given back where nobody has taken it.
+fn apart(test: &str, run: impl FnOnce()) {
+    const APART: &str = "CHAOS_APART";
+    if env::var_os(APART).is_some() {
+        return run();
+    }
+    let mut command = Command::new(env::current_exe().unwrap());
+    let command = command.args([test, "--exact", "--nocapture"]);
+    let output = command.env(APART, "1").output().unwrap();
+    let [out, err] = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
+    println!("{out}{err}");
+    let is_run = out.contains("test result: ok. 1 passed");
+    assert!(output.status.success() && is_run, "{test} has failed");
+}
+
 #[test]
 fn through_the_relay_each_call_is_its_own() {
-    counted(Way::Relay, share(70));
+    apart("through_the_relay_each_call_is_its_own", || {
+        counted(Way::Relay, share(70));
+    });
 }
 
 #[test]
@@ -265,9 +284,14 @@ fn through_the_relay_on_several_threads_each_call_is_its_own() {
     threaded(Way::Relay, share(20));
 }
 
-/// One after the other: the pool's garbage of all threads is collected by any.
 #[test]
 fn through_the_gateway_each_call_is_its_own() {
-    counted(Way::Gateway, share(6));
+    apart("through_the_gateway_each_call_is_its_own", || {
+        counted(Way::Gateway, share(6));
+    });
+}
+
+#[test]
+fn through_the_gateway_on_several_threads_each_call_is_its_own() {
     threaded(Way::Gateway, share(4));
 }

@@ -116,7 +116,7 @@ impl Fault {
     }
 }
 
-/// How often, of 4,096 calls; the rest has none.
+/// How often, of 4,096 calls; the rest has none. An upstream is silent only after a rest, not before one.
 pub const WEIGHTS: [(Fault, u64); 16] = [
     (Fault::Delay, 20),
     (Fault::ResetBeforeHead, 14),
@@ -127,7 +127,7 @@ pub const WEIGHTS: [(Fault, u64); 16] = [
     (Fault::Refuse401, 20),
     (Fault::Refuse403, 10),
     (Fault::ForbidScope, 8),
-    (Fault::Silent, 1),
+    (Fault::Silent, 3),
     (Fault::StallInBody, 8),
     (Fault::LoseSession, 10),
     (Fault::Restart, 2),
@@ -212,12 +212,14 @@ impl Chaos {
     }
 
     pub fn plan(&self, call: Call) -> Plan {
-        let is_waking = call.principal < WAKING && self.is_resting(call);
+        let is_waking = call.principal < WAKING && self.is_resting(call, 0);
         let is_marked = call.number < FILLING || is_waking;
         let place = PLACES[usize::try_from(self.roll(call, 1, 4)).unwrap()];
         let in_session = self.in_session(call.principal, place);
         let in_gateway = self.way == Way::Gateway;
-        let list = in_gateway && self.roll(call, 4, 16) == 0;
+        // A pool that nobody uses for a while is gone: the last calls before a rest need all of them.
+        let is_last = self.is_resting(call, RESTING / 2);
+        let list = in_gateway && (is_last || self.roll(call, 4, 16) == 0);
         let probed = !list && (is_marked || self.roll(call, 5, 128) == 0);
         // Such a call has a connection of its own. (What a probe sends is no part of the call.)
         let alone = in_gateway && !probed && place.tells_calls() && !in_session;
@@ -247,14 +249,15 @@ impl Chaos {
         }
     }
 
-    fn is_resting(&self, call: Call) -> bool {
+    /// Whether there is a rest at the call, and so many calls of its principal have been made in it.
+    fn is_resting(&self, call: Call, made: u64) -> bool {
         let mut rests = self.rests.iter();
-        rests.any(|rest| (*rest..*rest + RESTING).contains(&call.number))
+        rests.any(|rest| (*rest + made..*rest + RESTING).contains(&call.number))
     }
 
     fn fault(&self, call: Call) -> Fault {
         // Nothing lasts there: a pool that nobody uses for a while begins anew, and smaller.
-        if self.is_resting(call) {
+        if self.is_resting(call, 0) {
             return Fault::None;
         }
         if (FILLING..FILLING + ROUND).contains(&call.number) {
@@ -268,7 +271,21 @@ impl Chaos {
             rest = rest.wrapping_sub(*weight);
             is_drawn
         });
-        drawn.map_or(Fault::None, |(fault, _)| *fault)
+        match drawn {
+            Some((Fault::Silent, _)) if !self.is_after_rest(call) => Fault::None,
+            drawn => drawn.map_or(Fault::None, |(fault, _)| *fault),
+        }
+    }
+
+    /// Whether the next rest is so far away that nobody has to wait there for a call that takes long.
+    fn is_after_rest(&self, call: Call) -> bool {
+        let (over, ahead) = self
+            .rests
+            .split_at(self.rests.partition_point(|it| *it <= call.number));
+        let last = over.last().copied().unwrap_or_default();
+        ahead
+            .first()
+            .is_some_and(|next| (call.number - last) * 3 < next - last)
     }
 
     /// Whether the principal calls in a session; a relay's sessions are the upstream's.

@@ -16,10 +16,11 @@ use std::{
 };
 
 use tokio::{
+    io::{AsyncWriteExt, copy, sink},
     net::{TcpListener, TcpStream},
-    sync::Notify,
+    sync::{Notify, watch},
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -27,6 +28,9 @@ use crate::{
     support::read_request,
     world::World,
 };
+
+/// How long a proxy may take to let go of what is over.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One upstream.
 pub struct Site {
@@ -104,20 +108,20 @@ impl Site {
 
     async fn live(self: Arc<Self>, mut listener: TcpListener) {
         loop {
-            let mut connections = JoinSet::new();
+            let (mut connections, (end, ended)) = (JoinSet::new(), watch::channel(()));
             loop {
                 tokio::select! {
                     accepted = listener.accept() => {
                         let Ok((stream, _)) = accepted else { continue };
-                        connections.spawn(Arc::clone(&self).serve(stream));
+                        connections.spawn(Arc::clone(&self).keep(stream, ended.clone()));
                         while connections.try_join_next().is_some() {}
                     }
                     () = self.restart.notified() => break,
                 }
             }
             self.restarts.fetch_add(1, Ordering::SeqCst);
-            drop(listener);
-            connections.shutdown().await;
+            drop((listener, end));
+            connections.join_all().await;
             self.sessions.lock().unwrap().clear();
             sleep(Duration::from_millis(5)).await;
             listener = loop {
@@ -130,10 +134,28 @@ impl Site {
         }
     }
 
-    async fn serve(self: Arc<Self>, mut stream: TcpStream) {
+    /// Serves until a restart, which is not over before the proxy has closed the connection, too: no later
+    /// call may meet one that is gone.
+    async fn keep(self: Arc<Self>, mut stream: TcpStream, mut ended: watch::Receiver<()>) {
         stream.set_nodelay(true).unwrap();
-        while let Some(request) = read_request(&mut stream).await {
-            if !request.complete || !self.answer(&request, &mut stream).await.unwrap_or(false) {
+        tokio::select! {
+            () = self.serve(&mut stream) => return,
+            _ = ended.changed() => {}
+        }
+        let closing = async {
+            stream.shutdown().await?;
+            copy(&mut stream, &mut sink()).await
+        };
+        if timeout(PATIENCE, closing).await.is_err() {
+            let place = self.place.name();
+            let kept = format!("a connection is kept that {place} has closed");
+            self.world.wrong(kept);
+        }
+    }
+
+    async fn serve(&self, stream: &mut TcpStream) {
+        while let Some(request) = read_request(stream).await {
+            if !request.complete || !self.answer(&request, stream).await.unwrap_or(false) {
                 return;
             }
         }

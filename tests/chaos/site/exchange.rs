@@ -11,16 +11,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::Site;
+use super::{PATIENCE, Site};
 use crate::{
     plan::{Call, Fault, PLACES, Plan, Way},
     support::Recorded,
     values::{SECRET, seen, told},
     wire::{EVENTS, JSON, Kept, begin, refuse, reset, respond, result_of},
 };
-
-/// How long a proxy may take to let go of what its caller has left.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 const CHALLENGE: &str = "Bearer resource_metadata=\"http://up.example/secret-of-upstream\"";
 const SCOPE: &str = "Bearer error=\"insufficient_scope\", \
