@@ -11,6 +11,8 @@
     reason = "tests"
 )]
 
+mod judge;
+
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -27,6 +29,7 @@ use http_body_util::{BodyExt, Full};
 use mcp_forward::{
     ForwardedInternally, InternalForward, InternalForwardLayer, ServerIdLayer, server_id::Body,
 };
+use judge::wrong;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 /// JSON as it was written: numbers by their text, members in their order.
@@ -50,7 +53,7 @@ pub enum Reader {
 }
 
 impl Reader {
-    fn name(self, key: &str) -> String {
+    pub fn name(self, key: &str) -> String {
         match self {
             Self::First | Self::Last => key.to_owned(),
             Self::Folding => key.to_uppercase().to_lowercase().replace(['_', '-'], ""),
@@ -254,8 +257,8 @@ fn keep(
     })
 }
 
-/// What becomes of `body` on `path`; `None` where it is refused.
-pub fn scoped(layer: &ServerIdLayer, path: &str, body: &[u8]) -> Option<Bytes> {
+/// What becomes of `body` on `path`, or the code with which it is refused.
+pub fn scoped(layer: &ServerIdLayer, path: &str, body: &[u8]) -> Result<Bytes, i64> {
     let came = Came::default();
     let request = Request::post(path).body(Bytes::copy_from_slice(body).into());
     let service = layer.layer(keep(&came));
@@ -263,11 +266,20 @@ pub fn scoped(layer: &ServerIdLayer, path: &str, body: &[u8]) -> Option<Bytes> {
     let came = came.take().map(|(body, _)| body);
     let expected: &[u16] = if came.is_some() { &[200] } else { &[400, 413] };
     assert!(expected.contains(&answer.status().as_u16()), "{answer:?}");
-    came
+    came.ok_or_else(|| {
+        let answer = done(answer.into_body().collect()).unwrap().to_bytes();
+        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+        answer["error"]["code"].as_i64().expect("no code")
+    })
 }
 
 /// Holds the edit of `body`, if there is one, against every reader.
-pub fn check(layer: &ServerIdLayer, path: &str, id: Option<&str>, body: &[u8]) -> Option<Bytes> {
+pub fn check(
+    layer: &ServerIdLayer,
+    path: &str,
+    id: Option<&str>,
+    body: &[u8],
+) -> Result<Bytes, i64> {
     let came = scoped(layer, path, body)?;
     let texts = [body, &came].map(|bytes| std::str::from_utf8(bytes).expect("not UTF-8"));
     // serde_json is stricter in two things: 127 levels, and numbers that a double can hold.
@@ -297,8 +309,8 @@ pub fn check(layer: &ServerIdLayer, path: &str, id: Option<&str>, body: &[u8]) -
         }
     }
     // A second worker that edits it again changes nothing.
-    assert_eq!(scoped(layer, path, &came), Some(came.clone()));
-    Some(came)
+    assert_eq!(scoped(layer, path, &came), Ok(came.clone()));
+    Ok(came)
 }
 
 fn layer() -> mcp_forward::server_id::ServerIdBuilder {
@@ -313,10 +325,21 @@ static BATCHES: LazyLock<ServerIdLayer> =
 pub fn splice(body: &[u8]) -> bool {
     let one = check(&SINGLE, "/servers/a%22/mcp", Some("a\""), body);
     let batch = check(&BATCHES, "/servers/a%22/mcp", Some("a\""), body);
-    if let Some(one) = &one {
-        assert_eq!(Some(one), batch.as_ref());
+    if one.is_ok() {
+        assert_eq!(one, batch);
     }
     let none = check(&BATCHES, "/mcp", None, body);
+    let judged = [
+        (&one, wrong(body, true, false)),
+        (&batch, wrong(body, true, true)),
+        (&none, wrong(body, false, true)),
+    ];
+    for (came, wrong) in judged {
+        match came {
+            Ok(_) => assert!(wrong.is_empty(), "let through: {wrong:?}"),
+            Err(code) => assert!(wrong.contains(code), "{code}, not {wrong:?}"),
+        }
+    }
     [one, batch, none]
         .into_iter()
         .flatten()
