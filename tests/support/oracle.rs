@@ -26,10 +26,10 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full};
+use judge::wrong;
 use mcp_forward::{
     ForwardedInternally, InternalForward, InternalForwardLayer, ServerIdLayer, server_id::Body,
 };
-use judge::wrong;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 /// JSON as it was written: numbers by their text, members in their order.
