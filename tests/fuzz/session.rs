@@ -145,7 +145,7 @@ fn request(visit: &Visit<'_>) -> Request<Full<Bytes>> {
     };
     let mut request = request.body(body).unwrap();
     let token = visit.token.map(|token| (TOKEN, token.parse().unwrap()));
-    let inbound = capture(&CAPTURE, token.into_iter().collect()).unwrap();
+    let (inbound, _) = capture(&CAPTURE, token.into_iter().collect()).unwrap();
     inbound.attach(request.extensions_mut());
     if let Some(user) = &visit.user {
         request.extensions_mut().insert(user.clone());
