@@ -1,6 +1,6 @@
 //! What is wrong with a body that is sent as a message: DESIGN 4.6, read again.
 
-use super::{Reader, Tree, read};
+use super::tree::{Reader, Tree, read};
 
 /// How deep a message may be nested, and how many one batch may have.
 const MAX_DEPTH: usize = 128;
