@@ -13,21 +13,25 @@ const NOT_JSON: i64 = -32700;
 const INVALID: i64 = -32600;
 const POSITIONAL: i64 = -32602;
 
-/// The codes with which `body` may be refused, where an id is written into it or not; none where it has to be
-/// let through. Of several mistakes any may be told.
-pub fn wrong(body: &[u8], has_id: bool, accepts_batches: bool) -> Vec<i64> {
-    let text = std::str::from_utf8(body).ok();
+/// What `body` says, if it is JSON.
+pub fn said(body: &[u8]) -> Option<Tree> {
     // It goes over a value without a limit of depth, and does not look at surrogates: `read` does.
-    let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
-    let Some(tree) = text.filter(|_| is_json).and_then(read) else {
+    serde_json::from_slice::<serde::de::IgnoredAny>(body).ok()?;
+    read(std::str::from_utf8(body).ok()?)
+}
+
+/// The codes with which a body that says `said` may be refused, where an id is written into it or not; none
+/// where it has to be let through. Of several mistakes any may be told.
+pub fn wrong(said: Option<&Tree>, has_id: bool, accepts_batches: bool) -> Vec<i64> {
+    let Some(tree) = said else {
         // What stands before the mistake may be another one.
         return vec![NOT_JSON, INVALID, POSITIONAL];
     };
     let mut wrong = Vec::new();
-    if depth(&tree) > MAX_DEPTH {
+    if depth(tree) > MAX_DEPTH {
         wrong.push(INVALID);
     }
-    let messages = match &tree {
+    let messages = match tree {
         Tree::List(batch) => {
             if !accepts_batches || batch.is_empty() || batch.len() > MAX_BATCH {
                 wrong.push(INVALID);
@@ -53,13 +57,13 @@ fn in_message(message: &Tree, has_id: bool) -> Option<i64> {
     let Tree::Object(members) = message else {
         return Some(INVALID);
     };
-    if NAMES.into_iter().any(|name| is_unclear(members, name)) {
+    if is_unclear(members, &NAMES) {
         return Some(INVALID);
     }
     let get = |name| members.iter().find(|(key, _)| key == name).map(|it| &it.1);
     let params = get("params");
     if let Some(Tree::Object(params)) = params
-        && is_unclear(params, "server_id")
+        && is_unclear(params, &["server_id"])
     {
         return Some(INVALID);
     }
@@ -73,16 +77,18 @@ fn in_message(message: &Tree, has_id: bool) -> Option<i64> {
     }
 }
 
-/// Whether some reader finds another `name` in an object than others do: also one that stops at a zero, as
+/// Whether some reader finds other `names` in an object than others do: also one that stops at a zero, as
 /// those in C, or folds as in Turkish, where the dotted capital is an `i`.
-fn is_unclear(members: &[(String, Tree)], name: &str) -> bool {
-    let folded = |key: &str| {
-        let key = key.split('\0').next().unwrap_or_default();
-        Reader::Folding.name(&key.replace('\u{130}', "i"))
+fn is_unclear(members: &[(String, Tree)], names: &[&str]) -> bool {
+    let folded = |(key, _): &(String, Tree)| {
+        let read = key.split('\0').next().unwrap_or_default();
+        let read = Reader::Folding.name(&read.replace('\u{130}', "i"));
+        (key.clone(), read)
     };
-    let mut alike = members
-        .iter()
-        .map(|(key, _)| key)
-        .filter(|key| folded(key) == folded(name));
-    alike.next().is_some_and(|key| key != name) || alike.next().is_some()
+    let keys: Vec<_> = members.iter().map(folded).collect();
+    names.iter().any(|name| {
+        let folded = name.replace('_', "");
+        let mut alike = keys.iter().filter(|(_, read)| *read == folded);
+        alike.next().is_some_and(|(key, _)| key != name) || alike.next().is_some()
+    })
 }

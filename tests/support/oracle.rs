@@ -27,7 +27,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full};
-use judge::wrong;
+use judge::{said, wrong};
 use mcp_forward::{
     ForwardedInternally, InternalForward, InternalForwardLayer, ServerIdLayer, server_id::Body,
 };
@@ -179,10 +179,11 @@ pub fn splice(body: &[u8]) -> bool {
         assert_eq!(one, batch);
     }
     let none = check(&BATCHES, "/mcp", None, body);
+    let said = said(body);
     let judged = [
-        (&one, wrong(body, true, false)),
-        (&batch, wrong(body, true, true)),
-        (&none, wrong(body, false, true)),
+        (&one, wrong(said.as_ref(), true, false)),
+        (&batch, wrong(said.as_ref(), true, true)),
+        (&none, wrong(said.as_ref(), false, true)),
     ];
     for (came, wrong) in judged {
         match came {
