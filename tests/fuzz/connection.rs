@@ -51,7 +51,7 @@ pub fn check(text: &[u8]) -> bool {
     }
     let refused = refuses(&headers, layer.names());
     match capture(&layer, headers) {
-        Ok(inbound) => {
+        Ok((inbound, _)) => {
             assert!(!refused);
             let captured: BTreeSet<_> = inbound.iter().map(|(name, _)| name.as_str()).collect();
             assert_eq!(captured.len(), layer.names().len());

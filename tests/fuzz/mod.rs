@@ -55,19 +55,21 @@ pub fn headers(text: &[u8]) -> HeaderMap {
     headers
 }
 
-/// What `layer` captures of a request with `headers`; or the status with which it refuses it.
-pub fn capture(layer: &CaptureLayer, headers: HeaderMap) -> Result<Inbound, u16> {
-    let service = layer.layer(service_fn(|_: Request<()>| {
+/// What `layer` captures of a request with `headers`, and those that go on; or the status with which it
+/// refuses it.
+pub fn capture(layer: &CaptureLayer, headers: HeaderMap) -> Result<(Inbound, HeaderMap), u16> {
+    let service = layer.layer(service_fn(|request: Request<()>| {
         let mut response = Response::new(());
         let inbound = Inbound::current().expect("no scope");
-        response.extensions_mut().insert(inbound);
+        let headers = request.into_parts().0.headers;
+        response.extensions_mut().insert((inbound, headers));
         ready(Ok::<_, Infallible>(response))
     }));
     let mut request = Request::new(());
     *request.headers_mut() = headers;
     let mut response = done(service.oneshot(request)).unwrap();
-    let inbound = response.extensions_mut().remove();
-    inbound.ok_or(response.status().as_u16())
+    let captured = response.extensions_mut().remove();
+    captured.ok_or(response.status().as_u16())
 }
 
 /// A factory whose client is the `Outbound` itself.

@@ -1,8 +1,10 @@
 //! A body that does what it is told.
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     pin::Pin,
+    rc::Rc,
     sync::LazyLock,
     task::{Context, Poll, ready},
     time::Duration,
@@ -16,8 +18,10 @@ use tokio::time::{Sleep, sleep};
 
 use super::refusal;
 
-/// How long each `T` takes; the fourth passes the hold limit of 10 s.
-pub const STEP: Duration = Duration::from_secs(3);
+/// How long a `T` takes, of which the fourth passes the hold limit of 10 s, and an `S`, of which the third
+/// passes the 1 s for the rest of a refused response. No sum of them meets a limit.
+const LONG: Duration = Duration::from_secs(3);
+const SHORT: Duration = Duration::from_millis(450);
 
 static REFUSAL: LazyLock<Refusal> = LazyLock::new(|| refusal(401, &HeaderMap::new()));
 
@@ -27,12 +31,12 @@ pub enum Step {
     Frame(Bytes),
     Trailers,
     Report,
-    Wait,
+    Wait(Duration),
     Fail,
 }
 
 /// On the first line what the body does: a letter is a frame of 0 to 25 bytes, `K` one of 1 KiB, `R` a
-/// report, `T` time that passes, `E` a failure, `H` trailers. The bytes are those of the other lines.
+/// report, `T` and `S` time that passes, `E` a failure, `H` trailers. The bytes are those of the other lines.
 pub fn read(plan: &[u8], mut bytes: Bytes) -> Vec<Step> {
     let mut steps = Vec::new();
     for step in plan {
@@ -41,7 +45,8 @@ pub fn read(plan: &[u8], mut bytes: Bytes) -> Vec<Step> {
             b'a'..=b'z' => Step::Frame(take(usize::from(step - b'a'))),
             b'K' => Step::Frame(take(1024)),
             b'R' => Step::Report,
-            b'T' => Step::Wait,
+            b'T' => Step::Wait(LONG),
+            b'S' => Step::Wait(SHORT),
             b'E' => Step::Fail,
             b'H' => Step::Trailers,
             _ => continue,
@@ -50,17 +55,39 @@ pub fn read(plan: &[u8], mut bytes: Bytes) -> Vec<Step> {
     steps
 }
 
+/// What became of a body.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fate {
+    /// How many steps were taken; its end is one.
+    pub read: usize,
+    pub is_dropped: bool,
+}
+
 pub struct Scripted {
     steps: VecDeque<Step>,
     waiting: Option<Pin<Box<Sleep>>>,
+    fate: Rc<Cell<Fate>>,
 }
 
 impl Scripted {
-    pub fn new(steps: &[Step]) -> Self {
+    pub fn new(steps: &[Step], fate: &Rc<Cell<Fate>>) -> Self {
         Self {
             steps: steps.iter().cloned().collect(),
             waiting: None,
+            fate: Rc::clone(fate),
         }
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Fate)) {
+        let mut fate = self.fate.get();
+        change(&mut fate);
+        self.fate.set(fate);
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        self.tell(|fate| fate.is_dropped = true);
     }
 }
 
@@ -77,6 +104,7 @@ impl Body for Scripted {
                 ready!(waiting.as_mut().poll(cx));
                 self.waiting = None;
             }
+            self.tell(|fate| fate.read += 1);
             return Poll::Ready(match self.steps.pop_front() {
                 None => None,
                 Some(Step::Frame(bytes)) => Some(Ok(Frame::data(bytes))),
@@ -88,8 +116,8 @@ impl Body for Scripted {
                         .report(REFUSAL.clone());
                     continue;
                 }
-                Some(Step::Wait) => {
-                    self.waiting = Some(Box::pin(sleep(STEP)));
+                Some(Step::Wait(time)) => {
+                    self.waiting = Some(Box::pin(sleep(time)));
                     continue;
                 }
             });

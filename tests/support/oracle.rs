@@ -11,6 +11,9 @@
     reason = "tests"
 )]
 
+mod judge;
+mod tree;
+
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -24,162 +27,12 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full};
+use judge::{said, wrong};
 use mcp_forward::{
     ForwardedInternally, InternalForward, InternalForwardLayer, ServerIdLayer, server_id::Body,
 };
 use tower::{Layer, Service, ServiceExt, service_fn};
-
-/// JSON as it was written: numbers by their text, members in their order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Tree {
-    Null,
-    Bool(bool),
-    Number(String),
-    Text(String),
-    List(Vec<Self>),
-    Object(Vec<(String, Self)>),
-}
-
-/// Which of several members a reader takes for one.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Reader {
-    First,
-    Last,
-    /// The last of those that are equal but for their case, and for what parts their words.
-    Folding,
-}
-
-impl Reader {
-    fn name(self, key: &str) -> String {
-        match self {
-            Self::First | Self::Last => key.to_owned(),
-            Self::Folding => key.to_uppercase().to_lowercase().replace(['_', '-'], ""),
-        }
-    }
-}
-
-pub const READERS: [Reader; 3] = [Reader::First, Reader::Last, Reader::Folding];
-
-/// A reader by recursive descent; `None` where it is not JSON, or nested absurdly deep.
-pub fn read(text: &str) -> Option<Tree> {
-    let mut rest = text;
-    let tree = value(&mut rest, 0)?;
-    blank(&mut rest);
-    rest.is_empty().then_some(tree)
-}
-
-fn blank(rest: &mut &str) {
-    *rest = rest.trim_start_matches([' ', '\t', '\r', '\n']);
-}
-
-fn eat(rest: &mut &str, token: &str) -> Option<()> {
-    blank(rest);
-    *rest = rest.strip_prefix(token)?;
-    Some(())
-}
-
-fn value(rest: &mut &str, depth: usize) -> Option<Tree> {
-    if depth > 300 {
-        return None;
-    }
-    blank(rest);
-    if eat(rest, "null").is_some() {
-        return Some(Tree::Null);
-    }
-    for bool in [true, false] {
-        if eat(rest, &bool.to_string()).is_some() {
-            return Some(Tree::Bool(bool));
-        }
-    }
-    match rest.chars().next()? {
-        '"' => text(rest).map(Tree::Text),
-        '[' => {
-            eat(rest, "[")?;
-            let mut list = Vec::new();
-            if eat(rest, "]").is_some() {
-                return Some(Tree::List(list));
-            }
-            loop {
-                list.push(value(rest, depth + 1)?);
-                if eat(rest, "]").is_some() {
-                    return Some(Tree::List(list));
-                }
-                eat(rest, ",")?;
-            }
-        }
-        '{' => {
-            eat(rest, "{")?;
-            let mut members = Vec::new();
-            if eat(rest, "}").is_some() {
-                return Some(Tree::Object(members));
-            }
-            loop {
-                blank(rest);
-                let key = text(rest)?;
-                eat(rest, ":")?;
-                members.push((key, value(rest, depth + 1)?));
-                if eat(rest, "}").is_some() {
-                    return Some(Tree::Object(members));
-                }
-                eat(rest, ",")?;
-            }
-        }
-        _ => {
-            let end = rest.find(|c: char| !"+-.0123456789eE".contains(c));
-            let (number, after) = rest.split_at(end.unwrap_or(rest.len()));
-            *rest = after;
-            // Whether it is one, serde_json has said.
-            (!number.is_empty()).then(|| Tree::Number(number.to_owned()))
-        }
-    }
-}
-
-fn text(rest: &mut &str) -> Option<String> {
-    let mut units: Vec<u16> = Vec::new();
-    let mut chars = rest.strip_prefix('"')?.char_indices();
-    while let Some((at, c)) = chars.next() {
-        match c {
-            '"' => {
-                *rest = &rest[at + 2..];
-                return String::from_utf16(&units).ok();
-            }
-            '\\' => units.push(match chars.next()?.1 {
-                'u' => {
-                    let digits: String = chars.by_ref().take(4).map(|(_, c)| c).collect();
-                    u16::from_str_radix(&digits, 16).ok()?
-                }
-                'b' => 8,
-                'f' => 12,
-                'n' => 10,
-                'r' => 13,
-                't' => 9,
-                plain => u16::try_from(u32::from(plain)).ok()?,
-            }),
-            plain => units.extend(plain.encode_utf16(&mut [0; 2]).iter()),
-        }
-    }
-    None
-}
-
-/// What `reader` makes of a tree: one member for each key, sorted.
-pub fn canonical(tree: &Tree, reader: Reader) -> Tree {
-    match tree {
-        Tree::List(list) => Tree::List(list.iter().map(|tree| canonical(tree, reader)).collect()),
-        Tree::Object(members) => {
-            let mut read = BTreeMap::new();
-            for (key, tree) in members {
-                let (key, tree) = (reader.name(key), canonical(tree, reader));
-                if reader == Reader::First {
-                    read.entry(key).or_insert(tree);
-                } else {
-                    read.insert(key, tree);
-                }
-            }
-            Tree::Object(read.into_iter().collect())
-        }
-        other => other.clone(),
-    }
-}
+use tree::{READERS, Reader, Tree, canonical, read};
 
 fn get<'a>(tree: &'a Tree, key: &str) -> Option<&'a Tree> {
     let Tree::Object(members) = tree else {
@@ -254,8 +107,8 @@ fn keep(
     })
 }
 
-/// What becomes of `body` on `path`; `None` where it is refused.
-pub fn scoped(layer: &ServerIdLayer, path: &str, body: &[u8]) -> Option<Bytes> {
+/// What becomes of `body` on `path`, or the code with which it is refused.
+pub fn scoped(layer: &ServerIdLayer, path: &str, body: &[u8]) -> Result<Bytes, i64> {
     let came = Came::default();
     let request = Request::post(path).body(Bytes::copy_from_slice(body).into());
     let service = layer.layer(keep(&came));
@@ -263,11 +116,20 @@ pub fn scoped(layer: &ServerIdLayer, path: &str, body: &[u8]) -> Option<Bytes> {
     let came = came.take().map(|(body, _)| body);
     let expected: &[u16] = if came.is_some() { &[200] } else { &[400, 413] };
     assert!(expected.contains(&answer.status().as_u16()), "{answer:?}");
-    came
+    came.ok_or_else(|| {
+        let answer = done(answer.into_body().collect()).unwrap().to_bytes();
+        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+        answer["error"]["code"].as_i64().expect("no code")
+    })
 }
 
 /// Holds the edit of `body`, if there is one, against every reader.
-pub fn check(layer: &ServerIdLayer, path: &str, id: Option<&str>, body: &[u8]) -> Option<Bytes> {
+pub fn check(
+    layer: &ServerIdLayer,
+    path: &str,
+    id: Option<&str>,
+    body: &[u8],
+) -> Result<Bytes, i64> {
     let came = scoped(layer, path, body)?;
     let texts = [body, &came].map(|bytes| std::str::from_utf8(bytes).expect("not UTF-8"));
     // serde_json is stricter in two things: 127 levels, and numbers that a double can hold.
@@ -297,8 +159,8 @@ pub fn check(layer: &ServerIdLayer, path: &str, id: Option<&str>, body: &[u8]) -
         }
     }
     // A second worker that edits it again changes nothing.
-    assert_eq!(scoped(layer, path, &came), Some(came.clone()));
-    Some(came)
+    assert_eq!(scoped(layer, path, &came), Ok(came.clone()));
+    Ok(came)
 }
 
 fn layer() -> mcp_forward::server_id::ServerIdBuilder {
@@ -313,10 +175,22 @@ static BATCHES: LazyLock<ServerIdLayer> =
 pub fn splice(body: &[u8]) -> bool {
     let one = check(&SINGLE, "/servers/a%22/mcp", Some("a\""), body);
     let batch = check(&BATCHES, "/servers/a%22/mcp", Some("a\""), body);
-    if let Some(one) = &one {
-        assert_eq!(Some(one), batch.as_ref());
+    if one.is_ok() {
+        assert_eq!(one, batch);
     }
     let none = check(&BATCHES, "/mcp", None, body);
+    let said = said(body);
+    let judged = [
+        (&one, wrong(said.as_ref(), true, false)),
+        (&batch, wrong(said.as_ref(), true, true)),
+        (&none, wrong(said.as_ref(), false, true)),
+    ];
+    for (came, wrong) in judged {
+        match came {
+            Ok(_) => assert!(wrong.is_empty(), "let through: {wrong:?}"),
+            Err(code) => assert!(wrong.contains(code), "{code}, not {wrong:?}"),
+        }
+    }
     [one, batch, none]
         .into_iter()
         .flatten()
