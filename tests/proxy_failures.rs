@@ -175,7 +175,8 @@ async fn post(addr: SocketAddr, session: Option<&str>, message: &Value) -> reqwe
         request = request
             .header("mcp-protocol-version", "2026-07-28")
             .header("mcp-method", method);
-        if let Some(name) = message["params"]["name"].as_str() {
+        let params = &message["params"];
+        if let Some(name) = params["name"].as_str().or(params["uri"].as_str()) {
             request = request.header("mcp-name", name);
         }
     }
@@ -305,13 +306,111 @@ async fn the_owner_of_a_resource_may_be_one_that_did_not_say() {
             // Where it is a refusal, the caller can do something about it.
             let caller = Caller::open(refusing, era, "alice").await;
             let read = caller
-                .ask("resources/read", json!({ "uri": "file:///r" }))
-                .await;
-            assert_eq!(read["contents"][0]["text"], "first alice", "{read}");
-            let read = caller
                 .ask("resources/read", json!({ "uri": "file:///x" }))
                 .await;
             assert!(read["lost"].is_string(), "{read}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_an_upstream_that_refuses_may_own_is_asked_nowhere_else() {
+    bounded(async {
+        let uri = "file:///secret";
+        let owner = Offer {
+            resources: vec![uri],
+            ..Offer::default()
+        };
+        for newest in [false, true] {
+            let owner = Site::start(
+                "owner",
+                Offer {
+                    newest,
+                    ..owner.clone()
+                },
+            )
+            .await;
+            let offer = Offer {
+                newest,
+                resources: vec![uri],
+                templates: vec!["file:///{+any}"],
+                ..Offer::default()
+            };
+            let other = Site::start("other", offer).await;
+            let addr = front(&[upstream(&owner), upstream(&other)]).await;
+            let reversed = front(&[upstream(&other), upstream(&owner)]).await;
+            for status in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
+                owner.refuse(Some(status));
+                let reference = json!({ "type": "ref/resource", "uri": uri });
+                let argument = json!({ "name": "any", "value": "secret" });
+                for (method, params) in [
+                    ("resources/read", json!({ "uri": uri })),
+                    (
+                        "completion/complete",
+                        json!({ "ref": reference, "argument": argument }),
+                    ),
+                ] {
+                    refused(addr, status, method, &params).await;
+                    assert!(other.of(method).is_empty(), "{status} {method}");
+                }
+                let subscribing = Caller::open(addr, Era::Sessions, "alice").await;
+                let params = json!({ "uri": uri });
+                let subscribed = subscribing.ask("resources/subscribe", params).await;
+                assert!(subscribed["lost"].is_string(), "{subscribed}");
+                let wanted = json!({ "resourceSubscriptions": [uri] });
+                let wanted = serde_json::from_value(wanted).unwrap();
+                let listening = Caller::open(addr, Era::Newest, "alice").await;
+                if let Ok(mut heard) = listening.client.listen(wanted).await {
+                    assert!(heard.next().await.is_err());
+                }
+                // Whoever stands before it has it.
+                for era in ERAS {
+                    let caller = Caller::open(reversed, era, "alice").await;
+                    let read = caller.ask("resources/read", json!({ "uri": uri })).await;
+                    assert_eq!(read["contents"][0]["text"], "other alice", "{read}");
+                }
+                owner.refuse(None);
+                let events = other.events.all();
+                let heard = |it: &String| it.starts_with("subscribe") || it.starts_with("listen");
+                assert!(!events.iter().any(heard), "{status}: {events:?}");
+                let read = subscribing
+                    .ask("resources/read", json!({ "uri": uri }))
+                    .await;
+                assert_eq!(read["contents"][0]["text"], "owner alice", "{read}");
+                other.heard.forget();
+            }
+        }
+    })
+    .await;
+}
+
+/// More than rmcp reads of an answer that is no success.
+#[tokio::test]
+async fn a_refusal_with_a_large_body_is_one() {
+    bounded(async {
+        for newest in [false, true] {
+            for method in ["initialize", "tools/call"] {
+                let offer = Offer {
+                    newest,
+                    ..Offer::default()
+                };
+                let site = Site::start("one", offer).await;
+                let addr = front(&[upstream(&site)]).await;
+                for status in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
+                    site.answer(move |heard| {
+                        let handshake = ["initialize", "server/discover"];
+                        let refuses = if method == "initialize" {
+                            handshake.contains(&&*heard.method)
+                        } else {
+                            heard.method == method
+                        };
+                        refuses.then(|| (status.as_u16(), json!("x".repeat(70_000))))
+                    });
+                    let params = json!({ "name": "whoami", "arguments": {} });
+                    refused(addr, status, "tools/call", &params).await;
+                }
+            }
         }
     })
     .await;

@@ -13,7 +13,10 @@ mod proxy;
 use std::net::SocketAddr;
 
 use proxy::{Caller, Era, Offer, Site, bounded, front};
-use rmcp::model::SubscriptionFilter;
+use rmcp::{
+    ServiceError,
+    model::{ErrorCode, SubscriptionFilter},
+};
 use serde_json::{Value, json};
 
 async fn two(newest: bool) -> (Site, Site, SocketAddr) {
@@ -147,6 +150,48 @@ async fn listen_hears_two_upstreams_and_ends_at_both() {
         let ended = |all: &[String]| all.iter().any(|it| it == "no longer alice");
         one.events.wait("end", ended).await;
         two.events.wait("end", ended).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_uris_of_one_message_are_looked_for_at_once() {
+    bounded(async {
+        let newest = |templates| Offer {
+            newest: true,
+            templates,
+            ..Offer::default()
+        };
+        let one = Site::start("one", newest(vec!["a:{x}"])).await;
+        let two = Site::start("two", newest(vec!["a:{x}", "b:{x}"])).await;
+        let addr = front(&[one.upstream(), two.upstream()]).await;
+        let alice = Caller::open(addr, Era::Newest, "alice").await;
+        let uris = |count: usize| -> Vec<_> {
+            let scheme = |at| if at % 2 == 0 { "a" } else { "b" };
+            (0..count)
+                .map(|at| format!("{}:{at}", scheme(at)))
+                .collect()
+        };
+        let wanted = |count| filter(json!({ "resourceSubscriptions": uris(count) }));
+        let _heard = alice.client.listen(wanted(256)).await.unwrap();
+        for (site, scheme) in [(&one, "a:"), (&two, "b:")] {
+            let listening = |all: &[String]| all.iter().any(|it| it.starts_with("listening"));
+            let events = site.events.wait("subscription", listening).await;
+            assert_eq!(events[0].matches(scheme).count(), 128, "{events:?}");
+            for list in ["resources/list", "resources/templates/list"] {
+                assert_eq!(site.of(list).len(), 1, "{list}");
+            }
+            site.heard.forget();
+        }
+        // More than that nobody is asked for.
+        let mut heard = alice.client.listen(wanted(257)).await.unwrap();
+        let Err(ServiceError::McpError(error)) = heard.next().await else {
+            panic!("it was taken");
+        };
+        assert_eq!(error.code, ErrorCode::INVALID_PARAMS, "{error:?}");
+        for site in [&one, &two] {
+            assert!(site.of("resources/list").is_empty());
+        }
     })
     .await;
 }

@@ -3,9 +3,9 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use moka::{future::Cache, policy::EvictionPolicy};
-use reqwest::{redirect, retry};
+use reqwest::redirect;
 
-use super::{client::Client, error::Error, pool::Pool};
+use super::{client::Client, error::Error, pool::Pool, status::watched};
 use crate::{
     carry::Inbound,
     error::{BuildError, Mistake, MistakeKind},
@@ -160,7 +160,7 @@ impl FactoryBuilder {
             mistakes.push(Mistake::new(MistakeKind::Limit, message));
         }
         let http = self.http.redirect(redirect::Policy::none());
-        let http = http.retry(retry::never()).referer(false).build();
+        let http = watched(http).referer(false).build();
         if http.is_err() {
             let message = "the HTTP client cannot be built; check its certificates".to_owned();
             mistakes.push(Mistake::new(MistakeKind::HttpClient, message));

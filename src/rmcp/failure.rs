@@ -33,7 +33,11 @@ pub(super) fn is_gone(error: &StreamableHttpError<reqwest::Error>) -> bool {
 }
 
 /// The one place that reads rmcp's errors for what the upstream said.
-pub(super) fn failure(outbound: &Outbound, error: StreamableHttpError<reqwest::Error>) -> Failure {
+pub(super) fn failure(
+    outbound: &Outbound,
+    status: Option<StatusCode>,
+    error: StreamableHttpError<reqwest::Error>,
+) -> Failure {
     use StreamableHttpError as Rmcp;
     let refused = |status, challenge: Option<&str>| {
         let challenge = challenge.and_then(|line| HeaderValue::from_str(line).ok());
@@ -55,7 +59,8 @@ pub(super) fn failure(outbound: &Outbound, error: StreamableHttpError<reqwest::E
             refused(StatusCode::FORBIDDEN, Some(&error.www_authenticate_header))
                 .map_or(unusable, Failure::Client)
         }
-        Rmcp::UnexpectedServerResponse(text) => status(&text)
+        // Without a challenge, with one that is no text, or with a body that is too large for rmcp.
+        Rmcp::UnexpectedServerResponse(_) | Rmcp::ResponseBodyTooLarge { .. } => status
             .and_then(|status| refused(status, None))
             .map_or(unusable, Failure::Client),
         Rmcp::Client(error) => match error.status() {
@@ -82,14 +87,4 @@ fn unknown(status: StatusCode) -> Option<WireError> {
         Is::BAD_REQUEST | Is::NOT_FOUND | Is::METHOD_NOT_ALLOWED
     );
     is_unknown.then_some(WireError::Unknown)
-}
-
-/// The status of an answer without a challenge, which rmcp keeps only as text: `HTTP 401 …`.
-fn status(text: &str) -> Option<StatusCode> {
-    // It may have been a 403; then the caller asks for a new token once in vain.
-    if text == "invalid www-authenticate header value" {
-        return Some(StatusCode::UNAUTHORIZED);
-    }
-    let code = text.strip_prefix("HTTP ")?.get(..3)?;
-    StatusCode::from_bytes(code.as_bytes()).ok()
 }

@@ -77,12 +77,14 @@ mod custom;
 mod error;
 mod factory;
 mod failure;
+mod owner;
 mod page;
 mod param_headers;
 mod pool;
 mod proxy;
 mod reach;
 mod result_type;
+mod status;
 mod streams;
 mod wire;
 

@@ -11,16 +11,11 @@ use std::{
 use futures_util::future::join_all;
 use rmcp::{
     ErrorData, RoleServer,
-    model::{Cursor, ListResourceTemplatesResult, ListResourcesResult, PaginatedRequestParams},
+    model::{Cursor, PaginatedRequestParams},
     service::{RequestContext, SubscriptionContext},
 };
 
-use super::{
-    client::Client,
-    error::Error,
-    factory::Factory,
-    page::{Page, is_for},
-};
+use super::{client::Client, error::Error, factory::Factory, page::Page};
 use crate::{
     carry::{Inbound, Refusal},
     events,
@@ -32,12 +27,9 @@ use crate::{
 /// Where a list names the upstreams that are missing in it.
 const FAILED: &str = "mcp-forward/failed";
 
-/// How many pages of one upstream are looked through for a URI.
-const MAX_PAGES: usize = 64;
-
 /// What one message may reach.
 pub(super) struct Reach<'a> {
-    upstreams: &'a [Upstream],
+    pub(super) upstreams: &'a [Upstream],
     factory: &'a Factory,
     /// How long each of several may take for what all are asked.
     list_timeout: Duration,
@@ -88,56 +80,8 @@ impl<'a> Reach<'a> {
         })
     }
 
-    /// Whose resource it is.
-    pub(super) async fn by_uri(&self, uri: &str) -> Result<&'a Upstream, ErrorData> {
-        if let Some(only) = self.only() {
-            return Ok(only);
-        }
-        let looked = self.upstreams.iter().map(|upstream| {
-            let looking = self.in_time(upstream, async move {
-                let listed = self.lists::<ListResourcesResult>(upstream, uri).await?;
-                let listing = self.lists::<ListResourceTemplatesResult>(upstream, uri);
-                Ok(listed || listing.await?)
-            });
-            (upstream, looking)
-        });
-        let (upstreams, looked): (Vec<_>, Vec<_>) = looked.unzip();
-        let (found, refusals) = collect(join_all(looked)).await;
-        let mut found: Vec<_> = upstreams.into_iter().zip(found).collect();
-        if let Some((owner, _)) = found.iter().find(|(_, has)| matches!(has, Ok(true))) {
-            return Ok(owner);
-        }
-        // It may be one of those that did not say.
-        let failed = found.iter().position(|(_, has)| has.is_err());
-        if let Some((_, Err(error))) = failed.map(|at| found.swap_remove(at)) {
-            report(refusals);
-            return Err(error);
-        }
-        Err(ErrorData::resource_not_found(
-            "nobody lists this resource",
-            None,
-        ))
-    }
-
-    /// Whether `upstream` lists `uri`, or a template for it.
-    async fn lists<P: Page>(&self, upstream: &Upstream, uri: &str) -> Result<bool, ErrorData> {
-        let mut cursor = None;
-        for _ in 0..MAX_PAGES {
-            let mut page = self.page::<P>(upstream, cursor).await?;
-            let (items, next, _) = page.parts();
-            if items.iter().filter_map(P::uri).any(|it| is_for(it, uri)) {
-                return Ok(true);
-            }
-            match next.take() {
-                Some(next) => cursor = Some(next),
-                None => break,
-            }
-        }
-        Ok(false)
-    }
-
     /// One page of one upstream; an empty one where it has no such list.
-    async fn page<P: Page>(
+    pub(super) async fn page<P: Page>(
         &self,
         upstream: &Upstream,
         cursor: Option<Cursor>,
@@ -237,10 +181,11 @@ impl<'a> Reach<'a> {
     pub(super) async fn listen(&self, context: &SubscriptionContext) -> Result<(), ErrorData> {
         let mut wanted = context.accepted().clone();
         let uris = wanted.resource_subscriptions.take().unwrap_or_default();
-        let mut owned = BTreeMap::<&str, Vec<String>>::new();
-        for uri in BTreeSet::from_iter(uris) {
-            let owner = self.by_uri(&uri).await?;
-            owned.entry(owner.name()).or_default().push(uri);
+        let uris = Vec::from_iter(uris.iter().map(String::as_str).collect::<BTreeSet<_>>());
+        let mut owned = BTreeMap::<_, Vec<_>>::new();
+        for (owner, uri) in self.owners(&uris).await?.into_iter().zip(&uris) {
+            let uris = owned.entry(owner.name()).or_default();
+            uris.push((*uri).to_owned());
         }
         let heard = self.upstreams.iter().map(|upstream| {
             let mut wanted = wanted.clone();
@@ -261,7 +206,7 @@ impl<'a> Reach<'a> {
     }
 
     /// What `work` gives, or that it took too long.
-    async fn in_time<T>(
+    pub(super) async fn in_time<T>(
         &self,
         upstream: &Upstream,
         work: impl Future<Output = Result<T, ErrorData>>,
@@ -287,14 +232,14 @@ impl<'a> Reach<'a> {
         if answers.iter().any(|(_, answer)| answer.is_ok()) {
             return Ok(answers);
         }
-        report(refusals);
+        report(&refusals);
         let first = answers.into_iter().find_map(|(_, answer)| answer.err());
         Err(first.unwrap_or_else(|| ErrorData::internal_error("there is no upstream", None)))
     }
 }
 
 /// Tells the caller, after all.
-fn report(refusals: Vec<Refusal>) {
+pub(super) fn report(refusals: &[Refusal]) {
     let inbound = Inbound::current().unwrap_or_default();
-    refusals.into_iter().for_each(|it| inbound.report(it));
+    refusals.iter().for_each(|it| inbound.report(it.clone()));
 }

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     bridge::{Route, Routes},
     failure::{Failure, WireError, failure, is_gone},
+    status::seen,
     streams::Streams,
 };
 use crate::{carry::Refusal, events, outbound::Outbound};
@@ -184,8 +185,9 @@ impl StreamableHttpClient for Wire {
             custom_headers,
             max_sse_event_size,
         );
-        let answer = self.until_closed(exchange).await?.map_err(|error| {
-            let failure = failure(&outbound, error);
+        let (answer, status) = self.until_closed(seen(exchange)).await?;
+        let answer = answer.map_err(|error| {
+            let failure = failure(&outbound, status, error);
             if let Failure::Client(WireError::Refused(refusal)) = &failure {
                 let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
                 *last = Some(refusal.clone());
@@ -216,7 +218,8 @@ impl StreamableHttpClient for Wire {
         let exchange = self
             .http
             .delete_session(uri, session_id, auth_header, custom_headers);
-        exchange.await.map_err(|error| failure(&outbound, error))
+        let (answer, status) = seen(exchange).await;
+        answer.map_err(|error| failure(&outbound, status, error))
     }
 
     async fn get_stream(
@@ -259,14 +262,14 @@ impl StreamableHttpClient for Wire {
             custom_headers,
             max_sse_event_size,
         );
-        let answer = self.until_closed(exchange).await?;
+        let (answer, status) = self.until_closed(seen(exchange)).await?;
         let events = answer.map_err(|error| {
             // Of a stream that there was; a first one may be unknown to a server that has none.
             let gone = resumed && is_gone(&error);
             if gone {
                 self.streams.lose();
             }
-            match failure(&outbound, error) {
+            match failure(&outbound, status, error) {
                 // rmcp opens the stream again unless it is told so.
                 failure if gone || matches!(failure, Failure::Client(WireError::Refused(_))) => {
                     Failure::AuthRequired(AuthRequiredError::new(String::new()))
