@@ -172,6 +172,17 @@ pub(crate) fn left_out(upstream: &Upstream) {
     );
 }
 
+/// A front session that goes on has lost its connection to this upstream, for there is a limit.
+#[cfg(feature = "rmcp")]
+pub(crate) fn crowded_out(upstream: &Upstream, max_connections: u64) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(
+        upstream = upstream.name(),
+        max_connections,
+        "a live session's connection is closed, and its subscriptions with it; raise `max_connections`"
+    );
+}
+
 /// The caller is told of a refusal; where they cannot help it, it is the operator's matter.
 pub(crate) fn refused(refusal: &Refusal, how: &'static str) {
     #[cfg(feature = "tracing")]

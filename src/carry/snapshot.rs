@@ -68,6 +68,11 @@ impl SessionKey {
         self.session.downcast_ref()
     }
 
+    #[cfg(feature = "rmcp")]
+    pub(crate) fn is_identified_by<T>(&self, identity: &Arc<T>) -> bool {
+        self.address() == Arc::as_ptr(identity).cast()
+    }
+
     fn address(&self) -> *const () {
         Arc::as_ptr(&self.identity).cast()
     }

@@ -51,6 +51,18 @@ impl ContextExt for NotificationContext<RoleServer> {
     }
 }
 
+/// Whether no message can come in `session` any more: it has ended, or its caller has shaken hands anew.
+///
+/// To a server without sessions each request with a session id is one, since rmcp makes up a handshake
+/// that a client may have sent as well.
+pub(super) fn is_over(session: &SessionKey) -> bool {
+    let peer = session.get::<Peer<RoleServer>>();
+    peer.is_some_and(|peer| {
+        let handshake = peer.peer_info();
+        peer.is_transport_closed() || !handshake.is_some_and(|it| session.is_identified_by(&it))
+    })
+}
+
 /// The HTTP side of a message whose sender speaks 2026-07-28 or later.
 pub(super) fn since_2026_07_28(context: &RequestContext<RoleServer>) -> Option<&Parts> {
     let version = context.protocol_version()?;

@@ -34,7 +34,9 @@ const MAX_UPSTREAMS: u64 = 1024;
 pub struct Factory {
     http: reqwest::Client,
     connect_timeout: Duration,
-    kept: Option<(u64, Duration)>,
+    max_connections: u64,
+    /// For how long; `None`: not at all.
+    kept: Option<Duration>,
     pools: Cache<Upstream, Arc<Pool>>,
 }
 
@@ -70,8 +72,17 @@ impl ClientFactory for Factory {
 
     async fn create(&self, outbound: Outbound) -> Result<Client, Error> {
         let inbound = Inbound::current().unwrap_or_default();
-        let make = async { Pool::new(self.http.clone(), self.connect_timeout, self.kept) };
-        let pool = self.pools.get_with_by_ref(outbound.upstream(), make).await;
+        let upstream = outbound.upstream();
+        let make = async {
+            Pool::new(
+                self.http.clone(),
+                upstream,
+                self.connect_timeout,
+                self.max_connections,
+                self.kept,
+            )
+        };
+        let pool = self.pools.get_with_by_ref(upstream, make).await;
         let lease = pool.lease(&outbound).await?;
         Ok(Client::new(lease, outbound, &inbound))
     }
@@ -82,11 +93,13 @@ impl fmt::Debug for Factory {
         let Self {
             http: _,
             connect_timeout,
+            max_connections,
             kept,
             pools: _,
         } = self;
         f.debug_struct("Factory")
             .field("connect_timeout", connect_timeout)
+            .field("max_connections", max_connections)
             .field("kept", kept)
             .finish_non_exhaustive()
     }
@@ -126,6 +139,13 @@ impl FactoryBuilder {
 
     /// How many connections to one upstream are kept; 100 by default. Beyond, the one that was not used for
     /// longest is closed; calls that are under way on it end as they would have.
+    ///
+    /// Set it above the number of front sessions that may live at once (with a session layer, its
+    /// `max_sessions`): all callers share it, so beyond it one who begins many sessions closes others'
+    /// connections, whose upstream sessions end, with their subscriptions, while the front sessions go on. The
+    /// log tells each at WARN (feature `tracing`). Connections of front sessions that have ended give way first.
+    ///
+    /// As many handshakes go on whose callers have left; further ones are cut short.
     pub fn max_connections(self, max_connections: u64) -> Self {
         Self {
             max_connections,
@@ -169,7 +189,8 @@ impl FactoryBuilder {
             Ok(http) if mistakes.is_empty() => Ok(Factory {
                 http,
                 connect_timeout: self.connect_timeout,
-                kept: (!self.fresh).then_some((self.max_connections, self.idle_time)),
+                max_connections: self.max_connections,
+                kept: (!self.fresh).then_some(self.idle_time),
                 pools: Cache::builder()
                     .max_capacity(MAX_UPSTREAMS)
                     .time_to_idle(self.idle_time.max(Duration::from_secs(1)))

@@ -4,22 +4,27 @@
 
 use std::{
     future::ready,
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
-use moka::{future::Cache, ops::compute::Op, policy::EvictionPolicy};
+use moka::{future::Cache, notification::RemovalCause, ops::compute::Op, policy::EvictionPolicy};
 use rmcp::{
     model::{ClientCapabilities, ProtocolVersion},
     service::ClientLifecycleMode,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
 };
 
 use super::{
     bridge::answerable,
     connection::Connection,
+    context::is_over,
     error::{Error, ErrorKind},
 };
-use crate::{carry::SessionKey, outbound::Outbound};
+use crate::{carry::SessionKey, events, outbound::Outbound, rules::Upstream};
 
 /// How often a place in the pool is looked for, where an upstream or other callers change it meanwhile.
 const MAX_TURNS: usize = 3;
@@ -31,8 +36,11 @@ const MIN_SWEEP: Duration = Duration::from_secs(1);
 pub(super) struct Pool {
     http: reqwest::Client,
     connect_timeout: Duration,
+    max_connections: u64,
     /// `None`: each call has its own.
     kept: Option<Cache<Key, Arc<Connection>>>,
+    /// Room for handshakes that go on though their callers have left.
+    left_alone: Arc<Semaphore>,
 }
 
 /// Whom a connection belongs to.
@@ -42,6 +50,13 @@ pub(super) enum Key {
     Session(SessionKey),
     /// To whoever sends exactly this.
     Exact(Outbound),
+}
+
+impl Key {
+    /// Whether nobody can have this key any more.
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Session(session) if is_over(session))
+    }
 }
 
 /// A connection that was found or made, and its place in the pool.
@@ -63,23 +78,35 @@ impl Lease {
 impl Pool {
     pub(super) fn new(
         http: reqwest::Client,
+        upstream: &Upstream,
         connect_timeout: Duration,
-        kept: Option<(u64, Duration)>,
+        max_connections: u64,
+        idle: Option<Duration>,
     ) -> Arc<Self> {
-        let cache = |(capacity, idle)| {
+        let cache = |idle| {
+            let upstream = upstream.clone();
             Cache::builder()
-                .max_capacity(capacity)
+                .max_capacity(max_connections)
                 .time_to_idle(idle)
                 // The newest connection is always admitted.
                 .eviction_policy(EvictionPolicy::lru())
+                .eviction_listener(move |key: Arc<Key>, _, cause| {
+                    let loses_state = matches!(*key, Key::Session(_)) && !key.is_over();
+                    if cause == RemovalCause::Size && loses_state {
+                        events::crowded_out(&upstream, max_connections);
+                    }
+                })
                 .build()
         };
+        let room = usize::try_from(max_connections).unwrap_or(usize::MAX);
         let pool = Arc::new(Self {
             http,
             connect_timeout,
-            kept: kept.map(cache),
+            max_connections,
+            kept: idle.map(cache),
+            left_alone: Arc::new(Semaphore::new(room.min(Semaphore::MAX_PERMITS))),
         });
-        if let Some((_, idle)) = kept {
+        if let Some(idle) = idle {
             tokio::spawn(sweep(Arc::downgrade(&pool), idle.max(MIN_SWEEP)));
         }
         pool
@@ -107,7 +134,9 @@ impl Pool {
             }
             let connecting = async {
                 let connected = self.connect_apart(outbound).await;
-                connected.map_err(|error| (error, outbound.clone()))
+                let connected = connected.map_err(|error| (error, outbound.clone()))?;
+                self.make_room(kept).await;
+                Ok(connected)
             };
             let connection = match kept.try_get_with_by_ref(&key, connecting).await {
                 Ok(connection) => connection,
@@ -133,16 +162,42 @@ impl Pool {
         Err(Error::unusable(outbound.upstream()))
     }
 
+    /// Takes out what nobody can ask for any more, so that no connection in use has to give way to it:
+    /// a caller can begin sessions faster than they become idle.
+    ///
+    /// From half full on, since several may be connecting at once; below it is not worth the walk.
+    async fn make_room(&self, kept: &Cache<Key, Arc<Connection>>) {
+        if kept.entry_count() < self.max_connections / 2 {
+            return;
+        }
+        for (key, connection) in kept {
+            if key.is_over() {
+                self.remove(&key, &connection).await;
+            }
+        }
+    }
+
     /// Connects in a task of its own: a caller who goes away meanwhile leaves no half of a session at the
-    /// upstream, and others who wait get it. It is nobody's task, as the connection's are.
+    /// upstream. It is nobody's task, as the connection's are.
     async fn connect_apart(
         self: &Arc<Self>,
         outbound: &Outbound,
     ) -> Result<Arc<Connection>, Error> {
         let (pool, own) = (Arc::clone(self), outbound.clone());
-        let connecting = tokio::spawn(async move { pool.connect(&own).await });
-        let cut_short = |_| Err(Error::cut_short(outbound.upstream()));
-        connecting.await.unwrap_or_else(cut_short)
+        let permit = Arc::new(OnceLock::new());
+        let holder = Arc::clone(&permit);
+        let task = tokio::spawn(async move {
+            let connected = pool.connect(&own).await;
+            drop(holder);
+            connected
+        });
+        let mut attempt = Attempt {
+            task,
+            permit,
+            left_alone: Arc::clone(&self.left_alone),
+        };
+        let connected = (&mut attempt.task).await;
+        connected.unwrap_or_else(|_| Err(Error::cut_short(outbound.upstream())))
     }
 
     async fn connect(&self, outbound: &Outbound) -> Result<Arc<Connection>, Error> {
@@ -218,6 +273,24 @@ impl Pool {
         entry.and_compute_with(same).await;
         // moka keeps what it has removed until then.
         kept.run_pending_tasks().await;
+    }
+}
+
+/// A handshake that somebody waits for. Left alone it goes on where there is room for it, and ends where
+/// too many do already: callers can leave faster than an upstream answers.
+struct Attempt {
+    task: JoinHandle<Result<Arc<Connection>, Error>>,
+    /// The task's as well: what is put here is given back at its end.
+    permit: Arc<OnceLock<OwnedSemaphorePermit>>,
+    left_alone: Arc<Semaphore>,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        match Arc::clone(&self.left_alone).try_acquire_owned() {
+            Ok(permit) => drop(self.permit.set(permit)),
+            Err(_) => self.task.abort(),
+        }
     }
 }
 
