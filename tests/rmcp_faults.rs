@@ -279,7 +279,7 @@ fn refuse(rpc: &'static str, status: u16, challenge: bool, body: &'static str) -
 type Intercepted = Box<dyn Fn(&Seen) -> Option<Answer> + Send + Sync>;
 
 /// More than rmcp reads of an answer that is no success.
-const LARGE: [u8; 70_000] = [b' '; 70_000];
+static LARGE: [u8; 70_000] = [b' '; 70_000];
 
 const BODIES: [&str; 4] = [
     "",
