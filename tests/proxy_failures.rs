@@ -380,6 +380,16 @@ async fn what_an_upstream_that_refuses_may_own_is_asked_nowhere_else() {
                 assert_eq!(read["contents"][0]["text"], "owner alice", "{read}");
                 other.heard.forget();
             }
+            // Nor where there is nothing to ask the owner with.
+            let plain = other.builder().allow("x-user").build().unwrap();
+            let addr = front(&[upstream(&owner), plain]).await;
+            for era in ERAS {
+                let lines = [("x-user", "alice"), ("x-token", "no token")];
+                let caller = Caller::with(addr, era, "alice", &lines).await;
+                let read = caller.ask("resources/read", json!({ "uri": uri })).await;
+                assert!(read["contents"].is_null(), "{read}");
+                assert!(other.of("resources/read").is_empty());
+            }
         }
     })
     .await;

@@ -63,7 +63,7 @@ use crate::{
 ///
 /// Not asked: for GET and DELETE, an upstream whose rules have no credential of the caller's, one for
 /// which none came, and one at which 16 questions are on their way. At most 1,024 answers are kept,
-/// each for exactly the same headers, and those go first that expire first; a refusal never is. A session that the question began is ended.
+/// each for exactly the same headers and the same request, and those go first that expire first; a refusal never is. A session that the question began is ended.
 ///
 /// The client must not follow redirects, and has no [`ForwardLayer`](crate::ForwardLayer) in it.
 #[derive(Clone)]
@@ -113,7 +113,8 @@ impl<C> ProbeLayer<C> {
 
     /// Answers 502 where an upstream says neither yes nor no, instead of calling the service.
     ///
-    /// This is no authorization: an upstream that is not asked decides for itself.
+    /// This is no authorization: an upstream that is not asked decides for itself, also while 16 questions
+    /// are on their way to one that is silent.
     pub fn fail_closed(mut self) -> Self {
         Arc::make_mut(&mut self.shared).fail_closed = true;
         self

@@ -141,9 +141,11 @@ impl FactoryBuilder {
     /// longest is closed; calls that are under way on it end as they would have.
     ///
     /// Set it above the number of front sessions that may live at once (with a session layer, its
-    /// `max_sessions`): all callers share it, so beyond it one who begins many sessions closes others'
-    /// connections, whose upstream sessions end, with their subscriptions, while the front sessions go on. The
-    /// log tells each at WARN (feature `tracing`). Connections of front sessions that have ended give way first.
+    /// `max_sessions`) and of the different sets of headers that callers without one send within
+    /// [`idle_time`](Self::idle_time): all callers share it, so beyond it one who begins many sessions, or sends many
+    /// different headers, closes others' connections, whose upstream sessions end, with their subscriptions, while
+    /// the front sessions go on. The log tells each at WARN (feature `tracing`). Connections of front sessions that have
+    /// ended give way first.
     ///
     /// As many handshakes go on whose callers have left; further ones are cut short.
     pub fn max_connections(self, max_connections: u64) -> Self {

@@ -12,7 +12,12 @@ use super::{
     page::{Page, is_for},
     reach::{Reach, report},
 };
-use crate::{carry::Refusal, refusal::collect, rules::Upstream};
+use crate::{
+    carry::{Inbound, Refusal},
+    outbound::Outbound,
+    refusal::collect,
+    rules::Upstream,
+};
 
 /// How many pages of one upstream are looked through for a URI.
 const MAX_PAGES: usize = 64;
@@ -45,10 +50,13 @@ impl<'a> Reach<'a> {
                     .await
             });
             let (done, refusals) = collect(looking).await;
+            let known = Inbound::current();
+            let cannot_be_asked = || Outbound::try_merge(upstream, known.as_ref()).is_err();
             let error = done.err();
             Looked {
                 upstream,
                 others,
+                is_refused: error.is_some() && (!refusals.is_empty() || cannot_be_asked()),
                 error,
                 refusals,
             }
@@ -87,6 +95,8 @@ struct Looked<'a, 'u> {
     /// The URIs that it does not list, as far as it said.
     others: Vec<&'u str>,
     error: Option<ErrorData>,
+    /// Whether that is about the caller's headers: the upstream refused them, or there is none to send.
+    is_refused: bool,
     refusals: Vec<Refusal>,
 }
 
@@ -99,7 +109,7 @@ fn owner<'a>(uri: &str, looked: &[Looked<'a, '_>]) -> Result<&'a Upstream, Error
             return Ok(it.upstream);
         }
         if let Some(error) = &it.error {
-            if !it.refusals.is_empty() {
+            if it.is_refused {
                 report(&it.refusals);
                 return Err(error.clone());
             }

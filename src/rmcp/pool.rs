@@ -287,6 +287,9 @@ struct Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
+        if self.task.is_finished() {
+            return;
+        }
         match Arc::clone(&self.left_alone).try_acquire_owned() {
             Ok(permit) => drop(self.permit.set(permit)),
             Err(_) => self.task.abort(),

@@ -48,11 +48,12 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// - Tools and prompts are named `<upstream>_<name>`; upstreams' names have no `_`.
 /// - A resource belongs to the first upstream, in the order given, that lists its URI or a template for
 ///   it, as this caller; a URI that nobody lists is asked nowhere. Where an upstream before that one refuses to
-///   list, with 401 or 403 or because the caller's credential for it is missing, it may own the resource: the
-///   caller gets that refusal, and no other upstream is asked. One that is down, fails or takes longer than 30 s
-///   is passed over: while it is away, its resource is the next upstream's that lists the same URI.
-/// - A message may have 256 different URIs, which is for `subscriptions/listen`; with more it is answered with -32602. What
-///   the upstreams list is asked for once for all of them.
+///   list, with 401 or 403, or because the caller's headers for it are missing or no good, it may own the resource:
+///   the caller gets that refusal or error, and no other upstream is asked for it. One that is down, fails or takes
+///   [too long](Self::list_timeout) is passed over: while it is away, its resource is the next upstream's that lists the
+///   same URI.
+/// - With several upstreams a message may have 256 different URIs, which is for `subscriptions/listen`; with more it is
+///   answered with -32602. What the upstreams list is asked for once for all of them.
 /// - Lists are asked for at all upstreams at once. An upstream that fails, or takes [longer than
 ///   30 s](Self::list_timeout), does not empty the list: it is named in the log and in the result's
 ///   `_meta`, under `mcp-forward/failed`. If all refuse, the caller gets the refusal.
