@@ -355,9 +355,10 @@ async fn what_an_upstream_that_refuses_may_own_is_asked_nowhere_else() {
                     assert!(other.of(method).is_empty(), "{status} {method}");
                 }
                 let subscribing = Caller::open(addr, Era::Sessions, "alice").await;
-                let params = json!({ "uri": uri });
-                let subscribed = subscribing.ask("resources/subscribe", params).await;
-                assert!(subscribed["lost"].is_string(), "{subscribed}");
+                for method in ["resources/subscribe", "resources/unsubscribe"] {
+                    let told = subscribing.ask(method, json!({ "uri": uri })).await;
+                    assert!(told["lost"].is_string(), "{method}: {told}");
+                }
                 let wanted = json!({ "resourceSubscriptions": [uri] });
                 let wanted = serde_json::from_value(wanted).unwrap();
                 let listening = Caller::open(addr, Era::Newest, "alice").await;
@@ -372,7 +373,10 @@ async fn what_an_upstream_that_refuses_may_own_is_asked_nowhere_else() {
                 }
                 owner.refuse(None);
                 let events = other.events.all();
-                let heard = |it: &String| it.starts_with("subscribe") || it.starts_with("listen");
+                let heard = |it: &String| {
+                    let heard = ["subscribe", "unsubscribe", "listen"];
+                    heard.iter().any(|what| it.starts_with(what))
+                };
                 assert!(!events.iter().any(heard), "{status}: {events:?}");
                 let read = subscribing
                     .ask("resources/read", json!({ "uri": uri }))

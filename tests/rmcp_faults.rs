@@ -265,16 +265,23 @@ async fn a_lost_session_that_cannot_be_opened_again_is_a_refusal() {
 }
 
 /// A refusal, in whatever dress, of each message with this method.
-fn refuse(rpc: &'static str, status: u16, challenge: bool, body: &'static str) -> Intercepted {
+fn refuse(
+    rpc: &'static str,
+    status: u16,
+    challenge: Option<&'static str>,
+    body: &'static str,
+) -> Intercepted {
     Box::new(move |seen: &Seen| {
-        let lines = [
-            ("content-type", "application/json"),
-            ("www-authenticate", r#"Bearer scope="a b", error="x""#),
-        ];
-        let lines = if challenge { &lines[..] } else { &lines[..1] };
-        (seen.rpc() == rpc).then(|| answer(status, lines, body))
+        let mut lines = vec![("content-type", "application/json")];
+        lines.extend(challenge.map(|it| ("www-authenticate", it)));
+        (seen.rpc() == rpc).then(|| answer(status, &lines, body))
     })
 }
+
+const CHALLENGE: &str = r#"Bearer scope="a b", error="x""#;
+
+/// Bytes beyond ASCII are no text to rmcp.
+const CHALLENGES: [Option<&str>; 3] = [Some(CHALLENGE), Some("Bearer realm=\"ä\""), None];
 
 type Intercepted = Box<dyn Fn(&Seen) -> Option<Answer> + Send + Sync>;
 
@@ -311,9 +318,10 @@ async fn each_refusal_is_one_error_with_its_status_and_challenge() {
             let server = Server::start(kind).await;
             let (upstream, factory) = (server.upstream(), factory());
             let alice = capture(&[&upstream], OLD).await;
-            for (status, challenge) in [(401, true), (401, false), (403, true), (403, false)] {
+            let dresses = CHALLENGES.map(|challenge| [(401, challenge), (403, challenge)]);
+            for (status, challenge) in dresses.into_iter().flatten() {
                 for body in BODIES {
-                    let case = format!("{kind:?} {rpc} {status} {challenge} {}", body.len());
+                    let case = format!("{kind:?} {rpc} {status} {challenge:?} {}", body.len());
                     server.forget();
                     server.intercept(refuse(rpc, status, challenge, body));
                     let outcome = attempt(&factory, &upstream, &alice).await;
@@ -329,10 +337,8 @@ async fn each_refusal_is_one_error_with_its_status_and_challenge() {
                     assert_eq!(refusal.upstream(), "up");
                     assert!(refusal.is_callers());
                     let challenges: Vec<_> = refusal.challenges().collect();
-                    assert_eq!(challenges.len(), usize::from(challenge), "{case}");
-                    if challenge {
-                        assert_eq!(challenges[0], r#"Bearer scope="a b", error="x""#);
-                    }
+                    let expected = challenge.filter(|it| it.is_ascii());
+                    assert_eq!(challenges, Vec::from_iter(expected), "{case}");
                     let refused = server.of(rpc);
                     assert_eq!(refused.len(), 1, "{case}: it was repeated");
                 }
@@ -351,7 +357,7 @@ async fn a_401_in_the_middle_ends_the_connection_and_not_the_calls_on_it() {
         let alice = capture(&[&upstream], OLD).await;
         let client = factory.connect_for(&upstream, &alice).await.unwrap();
         let held = hold(&server, client).await;
-        server.intercept(refuse("tools/call", 401, true, ""));
+        server.intercept(refuse("tools/call", 401, Some(CHALLENGE), ""));
         let error = attempt(&factory, &upstream, &alice).await.unwrap_err();
         assert_eq!(error.refusal().unwrap().status(), 401);
         server.intercept(|_| None);
@@ -382,7 +388,7 @@ async fn a_403_keeps_the_connection() {
         let (upstream, factory) = (server.upstream(), factory());
         let alice = capture(&[&upstream], OLD).await;
         attempt(&factory, &upstream, &alice).await.unwrap();
-        for challenge in [true, false] {
+        for challenge in CHALLENGES {
             server.intercept(refuse("tools/call", 403, challenge, ""));
             let error = attempt(&factory, &upstream, &alice).await.unwrap_err();
             assert_eq!(error.refusal().unwrap().status(), 403);
