@@ -1,5 +1,5 @@
 // What a call costs: a bare upstream that counts its requests (`upstream`), and 16 callers who call it
-// by HTTP alone, without an SDK (`drive URL`). It may not know what is between them.
+// by HTTP alone, without an SDK (`drive ENDPOINT TOOL UPSTREAM`). It may not know what is between them.
 import http from "node:http";
 
 const CALLERS = 16;
@@ -23,7 +23,7 @@ const results = (params, token) => ({
   },
   ping: {},
   "tools/list": { tools: [{ name: "token", inputSchema: { type: "object" } }] },
-  "tools/call": { content: [{ type: "text", text: token }] },
+  "tools/call": { content: [{ type: "text", text: token ?? "none" }] },
 });
 
 const upstream = () => {
@@ -55,12 +55,12 @@ const upstream = () => {
   });
 };
 
-const drive = async (address, upstreamAddress) => {
+const drive = async (endpoint, tool, upstreamAddress) => {
   const agent = new http.Agent({ keepAlive: true, maxSockets: CALLERS });
   const post = (message, more) =>
     new Promise((resolve, reject) => {
       const headers = { "content-type": "application/json", accept: "application/json, text/event-stream", ...more };
-      const request = http.request(`${address}/mcp`, { method: "POST", agent, headers }, async (response) => {
+      const request = http.request(endpoint, { method: "POST", agent, headers }, async (response) => {
         resolve({ status: response.statusCode, headers: response.headers, text: await read(response) });
       });
       request.on("error", reject).end(JSON.stringify({ jsonrpc: "2.0", ...message }));
@@ -79,7 +79,7 @@ const drive = async (address, upstreamAddress) => {
     let id = 0;
     return async () => {
       id += 1;
-      const answer = await post({ id, method: "tools/call", params: { name: "token", arguments: {} } }, headers);
+      const answer = await post({ id, method: "tools/call", params: { name: tool, arguments: {} } }, headers);
       return answer.status === 200 && answer.text.includes(`"${token}"`);
     };
   };

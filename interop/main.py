@@ -44,9 +44,9 @@ def peer(upstream):
     return serving("fastmcp-proxy", [PYTHON, str(HERE / "proxy.py"), f"{upstream}/mcp"])
 
 
-def main(examples, names):
+def main(examples, names, more):
     end_on_signals()
-    report = Report(["direct", *names, "FastMCP"])
+    report = Report(["direct", *names, "FastMCP", *more])
     with ExitStack() as started:
         direct = started.enter_context(conformance.everything_server())
         addresses = {"direct": direct}
@@ -70,10 +70,14 @@ def main(examples, names):
         for name, it in proxies(direct, examples, names, figures.FLAGS):
             addresses[name] = started.enter_context(it)
         addresses["FastMCP"] = started.enter_context(peer(direct))
+        for name in more:
+            addresses[name] = started.enter_context(figures.mcp_proxy(direct))
         figures.check(addresses, names, report)
     print(f"{'failed' if report.failed else 'passed'} in {time.monotonic() - report.began:.0f} s")
     return report.failed
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    examples, *names = sys.argv[1:]
+    more = [name for name in names if name == "mcp-proxy"]
+    sys.exit(main(examples, [name for name in names if name not in more], more))

@@ -16,8 +16,8 @@ PEERS = HERE / ".peers"
 PYTHON = str(PEERS / "venv/bin/python")
 NODE = str(PEERS / "node_modules/node/bin/node")
 
-# As the crate's examples say it, and as uvicorn does.
-LISTENING = re.compile(r"(?:listening|Uvicorn running) on (http://[^\s/]+)")
+# As the crate's examples say it, uvicorn, and `mcp-proxy`.
+LISTENING = re.compile(r"(?:listening on http://|Uvicorn running on http://|Proxy ready listen=)([^\s/]+)")
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def _address(name, program, log, limit):
     while time.monotonic() < end:
         said = LISTENING.search(log.read_text())
         if said:
-            return said[1]
+            return f"http://{said[1]}"
         if program.poll() is not None:
             raise SystemExit(f"{name} ended by itself:\n{log.read_text()}")
         time.sleep(0.05)
