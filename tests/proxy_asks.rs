@@ -221,6 +221,44 @@ async fn an_upstream_of_2026_07_28_asks_by_its_result() {
     .await;
 }
 
+#[tokio::test]
+async fn a_prompt_and_a_resource_may_ask_by_their_result_as_well() {
+    bounded(async {
+        let newest = Offer {
+            newest: true,
+            resources: vec!["file:///r"],
+            ..Offer::default()
+        };
+        let site = Site::start("one", newest).await;
+        site.answer(|heard| {
+            let asks = ["prompts/get", "resources/read"].contains(&&*heard.method)
+                && heard.body["params"]["inputResponses"].is_null();
+            let result = json!({
+                "resultType": "input_required",
+                "inputRequests": { "who": elicitation("who?") },
+                "requestState": "of one",
+            });
+            let id = &heard.body["id"];
+            asks.then(|| (200, json!({ "jsonrpc": "2.0", "id": id, "result": result })))
+        });
+        let upstreams: [Upstream; 1] = [site.upstream()];
+        let caller = Caller::open(front(&upstreams).await, Era::Newest, "alice").await;
+        let prompt = serde_json::from_value(json!({ "name": "greet" })).unwrap();
+        caller.client.get_prompt(prompt).await.unwrap();
+        let resource = serde_json::from_value(json!({ "uri": "file:///r" })).unwrap();
+        caller.client.read_resource(resource).await.unwrap();
+        for method in ["prompts/get", "resources/read"] {
+            let heard = site.of(method);
+            assert_eq!(heard.len(), 2, "{method}");
+            let params = &heard[1].body["params"];
+            let answered = &params["inputResponses"]["who"]["content"]["by"];
+            assert_eq!(answered, "alice", "{params}");
+            assert_eq!(params["requestState"], "of one");
+        }
+    })
+    .await;
+}
+
 /// Reads an event stream up to the message that `wanted` accepts.
 async fn event(stream: &mut reqwest::Response, wanted: impl Fn(&Value) -> bool) -> Value {
     let mut text = String::new();

@@ -606,6 +606,12 @@ async fn a_handshake_that_fails_with_either_version_fails_as_the_first_did() {
     let error = attempt(&factory, &upstream, &alice).await.unwrap_err();
     assert_eq!(error.data().unwrap().message, "no initialize");
     assert_eq!(server.order(), ["initialize", "server/discover"]);
+    // In no session the other way round.
+    server.forget();
+    let alone = capture(&[&upstream], OLD).await;
+    let error = attempt(&factory, &upstream, &alone).await.unwrap_err();
+    assert_eq!(error.data().unwrap().message, "no initialize");
+    assert_eq!(server.order(), ["server/discover", "initialize"]);
     server.intercept(|seen| match seen.rpc() {
         "server/discover" => Some(answer(401, &[("www-authenticate", "Bearer")], "")),
         _ => Some(answer(404, &[], "")),
@@ -686,6 +692,10 @@ async fn a_session_that_is_known_to_be_lost_is_not_used() {
     .await;
     let ended = it.server.wait_for("DELETE", 1).await;
     assert_eq!(ended[0].session(), first.assigned.as_deref());
+    let resumed = it.server.of("GET").into_iter().filter(|seen| {
+        seen.header("last-event-id").is_some() && seen.session() == first.assigned.as_deref()
+    });
+    assert_eq!(resumed.count(), 1, "the stream was asked for again");
 }
 
 #[tokio::test]

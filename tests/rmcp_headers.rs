@@ -251,6 +251,21 @@ async fn several_lines_are_joined_in_their_order() {
 }
 
 #[tokio::test]
+async fn connections_are_as_the_embedders_client_makes_them() {
+    for kind in KINDS {
+        let server = Server::start(kind).await;
+        let upstream = server.upstream();
+        let inbound = capture(&[&upstream], ALICE).await;
+        let http = reqwest::Client::builder().no_proxy().user_agent("edge/1");
+        let factory = builder().http(http).build().unwrap();
+        whoami(&factory.connect_for(&upstream, &inbound).await.unwrap()).await;
+        for seen in server.seen() {
+            assert_eq!(seen.header("user-agent"), Some("edge/1"), "{}", seen.rpc());
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_redirect_is_not_followed_and_nothing_leaks() {
     let elsewhere = RawUpstream::answering(OK).await;
     let location = elsewhere.url("/mcp");
