@@ -39,18 +39,28 @@ async fn session(server: &Server, caller: &Caller) -> String {
 
 #[tokio::test]
 async fn session_ids_that_are_made_up_close_nobody_elses_connection() {
-    for kind in [Kind::StatelessSse, Kind::StatelessJson] {
+    for (kind, others) in [
+        (Kind::StatelessSse, 0),
+        (Kind::StatelessJson, 0),
+        // More than half full with those who are there to stay.
+        (Kind::StatelessJson, 4),
+    ] {
         let server = Server::start(Kind::Sessions).await;
-        let factory = builder().max_connections(4).build().unwrap();
+        let factory = builder().max_connections(4 + others).build().unwrap();
         let front = Front::start(kind, &server.upstream(), &factory).await;
         let alice = Caller::open(&front, ALICE).await;
         let kept = session(&server, &alice).await;
+        for other in 0..others {
+            let token = format!("Bearer other-{other}");
+            let other = Caller::open(&front, [("authorization", &*token)]).await;
+            session(&server, &other).await;
+        }
         let mut mallory = Caller::open(&front, MALLORY).await;
         for turn in 0..TURNS {
             mallory.session = Some(format!("made-up-{turn}"));
             session(&server, &mallory).await;
         }
-        assert_eq!(session(&server, &alice).await, kept, "{kind:?}");
+        assert_eq!(session(&server, &alice).await, kept, "{kind:?} {others}");
     }
 }
 
