@@ -4,7 +4,6 @@ Rates are printed and never judged: machines differ. It may not know what a call
 """
 
 import json
-
 import socket
 from contextlib import contextmanager
 

@@ -44,9 +44,9 @@ def peer(upstream):
     return serving("fastmcp-proxy", [PYTHON, str(HERE / "proxy.py"), f"{upstream}/mcp"])
 
 
-def main(examples, names, more):
+def main(examples, names, has_mcp_proxy):
     end_on_signals()
-    report = Report(["direct", *names, "FastMCP", *more])
+    report = Report(["direct", *names, "FastMCP", *["mcp-proxy"] * has_mcp_proxy])
     with ExitStack() as started:
         direct = started.enter_context(conformance.everything_server())
         addresses = {"direct": direct}
@@ -70,8 +70,8 @@ def main(examples, names, more):
         for name, it in proxies(direct, examples, names, figures.FLAGS):
             addresses[name] = started.enter_context(it)
         addresses["FastMCP"] = started.enter_context(peer(direct))
-        for name in more:
-            addresses[name] = started.enter_context(figures.mcp_proxy(direct))
+        if has_mcp_proxy:
+            addresses["mcp-proxy"] = started.enter_context(figures.mcp_proxy(direct))
         figures.check(addresses, names, report)
     print(f"{'failed' if report.failed else 'passed'} in {time.monotonic() - report.began:.0f} s")
     return report.failed
@@ -79,5 +79,5 @@ def main(examples, names, more):
 
 if __name__ == "__main__":
     examples, *names = sys.argv[1:]
-    more = [name for name in names if name == "mcp-proxy"]
-    sys.exit(main(examples, [name for name in names if name not in more], more))
+    ours = [name for name in names if name != "mcp-proxy"]
+    sys.exit(main(examples, ours, "mcp-proxy" in names))

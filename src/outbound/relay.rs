@@ -48,7 +48,7 @@ const MCP_PARAM: &str = "mcp-param-";
 const MAX_SHOWN: usize = 64;
 
 /// What the caller never sees of the upstream's answer: what is about the upstream's connection,
-/// and what would act on the proxy's own origin in a browser.
+/// and what would act on the proxy's own origin in a browser, or on a web server in front of the proxy.
 static RESPONSE_ONLY_UPSTREAM: [HeaderName; 23] = [
     header::CONNECTION,
     HeaderName::from_static("close"),
@@ -68,7 +68,7 @@ static RESPONSE_ONLY_UPSTREAM: [HeaderName; 23] = [
     HeaderName::from_static("report-to"),
     HeaderName::from_static("reporting-endpoints"),
     HeaderName::from_static("service-worker-allowed"),
-    // A web server in front of the proxy would send a file, or ask a server, of its own instead.
+    // It would send a file, or ask a server, of its own instead.
     HeaderName::from_static("x-accel-redirect"),
     HeaderName::from_static("x-litespeed-location"),
     HeaderName::from_static("x-lighttpd-send-file"),

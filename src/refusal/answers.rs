@@ -41,7 +41,7 @@ pub(super) enum Answer {
     Refused(Refusal),
     /// It said neither: the real call will show.
     Failed,
-    /// It did not answer.
+    /// It did not answer: the same, but for the log.
     Silent,
     /// Too many were asked already.
     Unasked,

@@ -144,8 +144,8 @@ impl FactoryBuilder {
     /// `max_sessions`) and of the different sets of headers that callers without one send within
     /// [`idle_time`](Self::idle_time): all callers share it, so beyond it one who begins many sessions, or sends many
     /// different headers, closes others' connections, whose upstream sessions end, with their subscriptions, while
-    /// the front sessions go on. The log tells each at WARN (feature `tracing`). Connections of front sessions that have
-    /// ended give way first.
+    /// the front sessions go on. The log tells of each front session that loses one, at WARN (feature `tracing`).
+    /// Connections of front sessions that have ended give way first.
     ///
     /// As many handshakes go on whose callers have left; further ones are cut short.
     pub fn max_connections(self, max_connections: u64) -> Self {
